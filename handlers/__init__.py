@@ -1,0 +1,1 @@
+"""The Tornado skin: one file a resource, verbs that call a service."""

@@ -1,0 +1,1 @@
+"""Backend MCP servers: transports, supervision, and the embedded memory server."""

@@ -1,0 +1,42 @@
+"""The Python client of the gateway's protocol.
+
+    async with Gateway("http://127.0.0.1:3000", token) as gateway:
+        answer = await gateway.call("memory", "memory_search", {"project": "my-project"})
+        print(answer.result)
+
+    async for event in events("http://127.0.0.1:3000", token):
+        print(event.type)
+
+A URL may begin with http, https, ws or wss and may end with ``/ws``. The token goes into the Authorization
+header (RFC 6750 section 2.1), never into a URL. Everything that can go wrong is a `ClientError`.
+"""
+
+from mcpgw.client.address import GatewayAddress
+from mcpgw.client.errors import (
+    ClientError,
+    ConnectionLost,
+    NotAGateway,
+    NotReachable,
+    Refused,
+    RequestFailed,
+)
+from mcpgw.client.events import Event, events
+from mcpgw.client.rest import list_servers
+from mcpgw.client.socket import Gateway, LogLine, Progress, ToolAnswer
+
+__all__ = [
+    "ClientError",
+    "ConnectionLost",
+    "Event",
+    "Gateway",
+    "GatewayAddress",
+    "LogLine",
+    "NotAGateway",
+    "NotReachable",
+    "Progress",
+    "Refused",
+    "RequestFailed",
+    "ToolAnswer",
+    "events",
+    "list_servers",
+]
