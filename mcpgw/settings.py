@@ -1,0 +1,405 @@
+"""Every setting of the gateway, said once: its type, default, unit, bounds and help.
+
+The section classes below are the typed configuration (``config.server.port``), and ``SETTINGS`` is the table
+that is read from them. From a name such as ``server.port`` follow its place in ``mcpgw.toml``
+(``[server] port``), its environment variable (``MCPGW_SERVER_PORT``) and its flag (``--server-port``, or the
+shorter one that stands here).
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+
+Value: TypeAlias = str | int | float | bool | Path | tuple[str, ...]
+T = TypeVar("T")
+
+ENVIRONMENT_PREFIX: Final = "MCPGW_"
+MEBIBYTE: Final = 1024 * 1024
+DAY: Final = 86_400
+_LOG_FILE: Final = Path("logs/gateway.log")
+
+
+def default_data_dir(environment: Mapping[str, str]) -> Path:
+    """The folder for the gateway's own data.
+
+    XDG Base Directory Specification: a relative ``XDG_DATA_HOME`` is ignored.
+    """
+    given = environment.get("XDG_DATA_HOME", "")
+    if given.startswith("/"):
+        return Path(given) / "mcpgw"
+    return expand_home(Path("~/.local/share/mcpgw"), environment)
+
+
+def expand_home(path: Path, environment: Mapping[str, str]) -> Path:
+    """`path` with a leading ``~`` replaced by ``HOME`` of `environment`, else by the account's folder."""
+    if path.parts[:1] != ("~",):
+        return path
+    home = environment.get("HOME", "")
+    return Path(home or Path.home()).joinpath(*path.parts[1:])
+
+
+def _setting(
+    default: T,
+    help_text: str,
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    secret: bool = False,
+    flag: str | None = None,
+) -> T:
+    """A field of a section class; its metadata becomes a row of ``SETTINGS``."""
+    metadata = {
+        "unit": unit,
+        "help": help_text,
+        "minimum": minimum,
+        "maximum": maximum,
+        "secret": secret,
+        "flag": flag,
+    }
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """``[server]`` of the configuration."""
+
+    host: str = _setting(
+        "127.0.0.1", "Address to listen on; 0.0.0.0 is every IPv4 address.", minimum=1, flag="--host"
+    )
+    port: int = _setting(
+        3000,
+        "TCP port to listen on; 0 takes any free one.",
+        unit="port",
+        minimum=0,
+        maximum=65535,
+        flag="--port",
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        (), 'Origins of browser pages that may connect besides the gateway\'s own, as "https://example.org".'
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), "Names accepted in the Host header besides localhost, IP addresses and server.host."
+    )
+    handshake_timeout: float = _setting(
+        10.0,
+        "Time that a connection has to send the headers and the body of a request.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    drain_timeout: float = _setting(
+        10.0,
+        "Time that open calls have to end after SIGTERM.",
+        unit="seconds",
+        minimum=0,
+        maximum=DAY,
+    )
+    max_body_size: int = _setting(
+        MEBIBYTE,
+        "Largest body of an HTTP request.",
+        unit="bytes",
+        minimum=1024,
+        maximum=1024 * MEBIBYTE,
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """``[data]`` of the configuration."""
+
+    dir: Path = field(
+        default_factory=lambda: default_data_dir(os.environ),
+        metadata={
+            "help": "Folder for the signing key and the memory database. "
+            "Where XDG_DATA_HOME is set, the default is $XDG_DATA_HOME/mcpgw.",
+            "flag": "--data-dir",
+            "shown_default": Path("~/.local/share/mcpgw"),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """``[log]`` of the configuration."""
+
+    # ``_setting`` makes a field, as ``dataclasses.field`` does, and is no shared default.
+    file: Path = _setting(_LOG_FILE, "File that the log is written to.", flag="--log-file")  # noqa: RUF009
+    format: Literal["text", "json"] = _setting(
+        "text", "Lines for people (text) or one JSON object a line (json).", flag="--log-format"
+    )
+    level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "Least level that is written.", flag="--log-level"
+    )
+    max_size: int = _setting(
+        10 * MEBIBYTE,
+        "Size at which the file is put aside and a new one begun.",
+        unit="bytes",
+        minimum=1024,
+        maximum=10 * 1024 * MEBIBYTE,
+    )
+    backups: int = _setting(5, "How many files put aside are kept.", unit="files", minimum=1, maximum=1000)
+
+
+@dataclass(frozen=True)
+class AuthSettings:
+    """``[auth]`` of the configuration."""
+
+    secret: str = _setting(
+        "",
+        "Key of HS256 tokens, at least 32 bytes; empty takes the key in the data folder. "
+        "${env:NAME} and ${file:PATH} are replaced.",
+        secret=True,
+    )
+    algorithm: Literal["HS256", "RS256", "ES256", "EdDSA"] = _setting(
+        "HS256", "The one algorithm that a token may be signed with (RFC 7518, RFC 8037)."
+    )
+    public_key: str = _setting(
+        "",
+        "PEM text of the issuer's public key, as ${file:PATH}; needed for every algorithm but HS256.",
+    )
+    issuer: str = _setting("mcpgw", "Claim `iss` that a token must carry.", minimum=1)
+    audience: str = _setting("mcpgw", "Claim `aud` that a token must carry.", minimum=1)
+    leeway: float = _setting(
+        10.0,
+        "How far the clocks of issuer and gateway may differ.",
+        unit="seconds",
+        minimum=0,
+        maximum=600,
+    )
+    timeout: float = _setting(
+        30.0,
+        "Time that a socket without credentials has to send `auth`; then it is closed with 3502.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    max_attempts: int = _setting(
+        10,
+        "Failed `auth` frames on one socket before it is closed with 3500.",
+        unit="frames",
+        minimum=1,
+        maximum=1000,
+    )
+
+
+@dataclass(frozen=True)
+class WebSocketSettings:
+    """``[websocket]`` of the configuration."""
+
+    ping_interval: float = _setting(
+        30.0,
+        "Time between two pings.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    pong_timeout: float = _setting(
+        10.0,
+        "Time that a client has to answer a ping; at most ping_interval.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    max_message_size: int = _setting(
+        1_048_576,
+        "Largest message of a client, after decompression too.",
+        unit="bytes",
+        minimum=1024,
+        maximum=1024 * MEBIBYTE,
+    )
+    max_batch: int = _setting(
+        100, "Most frames in one batch (a JSON array of frames).", unit="frames", minimum=1, maximum=10_000
+    )
+    max_depth: int = _setting(
+        64, "Deepest nesting of JSON in a frame.", unit="levels", minimum=4, maximum=500
+    )
+    max_calls: int = _setting(
+        16, "Most calls at once on one socket.", unit="calls", minimum=1, maximum=10_000
+    )
+    compression: bool = _setting(True, "Whether permessage-deflate is offered (RFC 7692).")
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """``[calls]`` of the configuration."""
+
+    timeout: float = _setting(
+        60.0,
+        "Time of a call whose client and server definition name none.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    max_timeout: float = _setting(
+        3600.0, "Longest time that a client may ask for.", unit="seconds", minimum=0.1, maximum=DAY
+    )
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """``[backends]`` of the configuration."""
+
+    connect_timeout: float = _setting(
+        30.0,
+        "Time for the start, the handshake and the first list of tools.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    retry_initial: float = _setting(
+        0.5,
+        "First pause before a backend that failed is tried again; it grows with each failure.",
+        unit="seconds",
+        minimum=0.01,
+        maximum=DAY,
+    )
+    retry_maximum: float = _setting(
+        30.0,
+        "Longest pause before a backend that failed is tried again.",
+        unit="seconds",
+        minimum=0.01,
+        maximum=DAY,
+    )
+    stop_timeout: float = _setting(
+        2.0,
+        "Time after closing stdin before SIGTERM, and again before SIGKILL.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=600,
+    )
+    max_message_size: int = _setting(
+        8 * MEBIBYTE,
+        "Largest message of a backend; a longer one ends its call with too_large.",
+        unit="bytes",
+        minimum=1024,
+        maximum=1024 * MEBIBYTE,
+    )
+    log_lines_per_second: int = _setting(
+        100,
+        "Lines of one backend's stderr that are written to the log.",
+        unit="lines per second",
+        minimum=0,
+        maximum=100_000,
+    )
+    notifications_per_second: int = _setting(
+        1000,
+        "Notifications (progress, logs) of one backend that are read; those above it are dropped.",
+        unit="notifications per second",
+        minimum=1,
+        maximum=100_000,
+    )
+
+
+@dataclass(frozen=True)
+class EventSettings:
+    """``[events]`` of the configuration."""
+
+    heartbeat: float = _setting(
+        15.0, "Time between two heartbeats of a stream.", unit="seconds", minimum=0.1, maximum=DAY
+    )
+    retry: float = _setting(
+        3.0,
+        "What SSE clients are told to wait before they connect again.",
+        unit="seconds",
+        minimum=0,
+        maximum=DAY,
+    )
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """``[memory]`` of the configuration."""
+
+    enabled: bool = _setting(True, "Whether the embedded memory server runs, as the server `memory`.")
+
+
+SECTIONS: Final[Mapping[str, type[Any]]] = {
+    "server": ServerSettings,
+    "data": DataSettings,
+    "log": LogSettings,
+    "auth": AuthSettings,
+    "websocket": WebSocketSettings,
+    "calls": CallSettings,
+    "backends": BackendSettings,
+    "events": EventSettings,
+    "memory": MemorySettings,
+}
+
+SECTION_HELP: Final[Mapping[str, str]] = {
+    "server": "Where the gateway listens, and for whom.",
+    "data": "Where the gateway keeps what must outlive it.",
+    "log": "The log file.",
+    "auth": "How a client's token is checked.",
+    "websocket": "Limits of one socket.",
+    "calls": "How long a tool call may take.",
+    "backends": "How backend servers are started, watched and stopped.",
+    "events": "Server-Sent Events (HTML Living Standard, section 9.2).",
+    "memory": "The embedded memory server.",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    `type` is one of str, int, float, bool, Path and tuple (a tuple of str). `minimum` and `maximum` bound
+    numbers, and the length of a str. The `default` of a path may begin with ``~``.
+    """
+
+    name: str
+    type: type[Any]
+    default: Value
+    unit: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] | None = None
+    secret: bool = False
+    flag: str | None = None
+
+    @property
+    def section(self) -> str:
+        """The TOML table that it stands in."""
+        return self.name.partition(".")[0]
+
+    @property
+    def key(self) -> str:
+        """Its name inside the section."""
+        return self.name.partition(".")[2]
+
+    @property
+    def environment_name(self) -> str:
+        """The environment variable that sets it."""
+        return ENVIRONMENT_PREFIX + self.name.replace(".", "_").upper()
+
+    @property
+    def flag_name(self) -> str:
+        """The command line flag that sets it."""
+        return self.flag or "--" + self.name.replace(".", "-").replace("_", "-")
+
+
+def _rows() -> Iterator[Setting]:
+    for section, cls in SECTIONS.items():
+        hints = get_type_hints(cls)
+        for row in fields(cls):
+            hint = hints[row.name]
+            literal = get_origin(hint) is Literal
+            default = row.default if row.default is not MISSING else row.metadata["shown_default"]
+            yield Setting(
+                name=f"{section}.{row.name}",
+                type=str if literal else get_origin(hint) or hint,
+                default=default,
+                unit=row.metadata.get("unit", ""),
+                help=row.metadata["help"],
+                minimum=row.metadata.get("minimum"),
+                maximum=row.metadata.get("maximum"),
+                choices=get_args(hint) if literal else None,
+                secret=row.metadata.get("secret", False),
+                flag=row.metadata.get("flag"),
+            )
+
+
+SETTINGS: Final[tuple[Setting, ...]] = tuple(_rows())
