@@ -1,0 +1,140 @@
+"""Scopes: what a caller may do. What no scope grants is refused.
+
+    tools:call               every tool of every server
+    tools:call:SERVER        every tool of that server
+    tools:call:SERVER/TOOL   that tool
+    servers:read             the list of servers and of their tools
+    events:read              the streams of events
+    admin                    all of the above
+
+Names are compared as a whole, never by a beginning. A scope that breaks this grammar grants nothing.
+A tool's name may hold ``/``, ``:`` and spaces; the ``scope`` claim of a token is split at spaces
+(RFC 8693 section 4.2), so a tool with a space in its name can only be granted by a claim that is a list.
+"""
+
+import re
+from typing import Final, Protocol
+
+from mcpgw.errors import ConfigError, PermissionDenied, suggest
+
+ADMIN: Final = "admin"
+CALL_TOOLS: Final = "tools:call"
+READ_EVENTS: Final = "events:read"
+READ_SERVERS: Final = "servers:read"
+SCOPES: Final = (ADMIN, CALL_TOOLS, READ_EVENTS, READ_SERVERS)
+"""The scopes that name no server and no tool."""
+
+SERVER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""A server's name; to be used with ``fullmatch``."""
+
+MAXIMUM_TOOL_NAME: Final = 256
+"""Longest name of a tool that a scope of its own can grant, in characters."""
+
+_ONE_SERVER = f"{CALL_TOOLS}:"
+_LONGEST_IN_A_MESSAGE = 128
+
+
+class Caller(Protocol):
+    """Whoever asks: anything that has scopes, such as `mcpgw.access.tokens.Principal`."""
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """The scopes that were granted."""
+
+
+def check_scope(text: str) -> None:
+    """Raise `ConfigError`, with the nearest right scope, where `text` breaks the grammar above."""
+    if text in SCOPES:
+        return
+    shown = repr(text[:_LONGEST_IN_A_MESSAGE])
+    if text.startswith(_ONE_SERVER):
+        if _is_target(text.removeprefix(_ONE_SERVER)):
+            return
+        # No nearest name here: it would be the scope for every server, which grants more than was meant.
+        raise ConfigError(
+            [
+                (
+                    f"scope {shown}: behind {_ONE_SERVER!r} stands a server's name (letters, digits, '_', "
+                    f"'.', '-', at most 64), alone or followed by '/' and the name of a tool (at most "
+                    f"{MAXIMUM_TOOL_NAME} printable characters)"
+                )
+            ]
+        )
+    target = text.split(":", 2)[2:]
+    known = [f"{_ONE_SERVER}{target[0]}"] if target and _is_target(target[0]) else SCOPES
+    raise ConfigError([f"scope {shown} is not known{suggest(text, known)}"])
+
+
+def may_call(caller: Caller, server: str, tool: str) -> bool:
+    """Whether `caller` may call `tool` of `server`."""
+    if _has(caller, CALL_TOOLS):
+        return True
+    if not SERVER_NAME.fullmatch(server):
+        return False
+    return f"{_ONE_SERVER}{server}" in caller.scopes or (
+        _is_tool_name(tool) and f"{_ONE_SERVER}{server}/{tool}" in caller.scopes
+    )
+
+
+def may_call_any(caller: Caller, server: str) -> bool:
+    """Whether `caller` may call at least one tool of `server`."""
+    if _has(caller, CALL_TOOLS):
+        return True
+    if not SERVER_NAME.fullmatch(server):
+        return False
+    one_tool = f"{_ONE_SERVER}{server}/"  # the slash ends the server's name: `a` is not the start of `ab`
+    return f"{_ONE_SERVER}{server}" in caller.scopes or any(
+        scope.startswith(one_tool) and _is_tool_name(scope.removeprefix(one_tool)) for scope in caller.scopes
+    )
+
+
+def may_read_servers(caller: Caller) -> bool:
+    """Whether `caller` may see the servers and their tools."""
+    return _has(caller, READ_SERVERS)
+
+
+def may_read_events(caller: Caller) -> bool:
+    """Whether `caller` may read the streams of events."""
+    return _has(caller, READ_EVENTS)
+
+
+def require_call(caller: Caller, server: str, tool: str) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless `caller` may call `tool` of `server`."""
+    if not may_call(caller, server, tool):
+        narrow = f"{_ONE_SERVER}{server}/{tool}"
+        raise _denied(narrow if SERVER_NAME.fullmatch(server) and _is_tool_name(tool) else CALL_TOOLS)
+
+
+def require_call_any(caller: Caller, server: str) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless some tool of `server` may be called."""
+    if not may_call_any(caller, server):
+        raise _denied(f"{_ONE_SERVER}{server}" if SERVER_NAME.fullmatch(server) else CALL_TOOLS)
+
+
+def require_read_servers(caller: Caller) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless `caller` may see the servers."""
+    if not may_read_servers(caller):
+        raise _denied(READ_SERVERS)
+
+
+def require_read_events(caller: Caller) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless `caller` may read events."""
+    if not may_read_events(caller):
+        raise _denied(READ_EVENTS)
+
+
+def _denied(scope: str) -> PermissionDenied:
+    return PermissionDenied(f"the token lacks the scope {scope!r}", details={"missingScope": scope})
+
+
+def _has(caller: Caller, scope: str) -> bool:
+    return ADMIN in caller.scopes or scope in caller.scopes
+
+
+def _is_target(text: str) -> bool:
+    server, slash, tool = text.partition("/")
+    return SERVER_NAME.fullmatch(server) is not None and (not slash or _is_tool_name(tool))
+
+
+def _is_tool_name(text: str) -> bool:
+    return 0 < len(text) <= MAXIMUM_TOOL_NAME and text.isprintable()

@@ -1,0 +1,50 @@
+"""Masks secrets in text for people: the last safety net of the log, never the first.
+
+Who writes a line still leaves secrets out of it; here they are masked by what they look like.
+"""
+
+import re
+from typing import Final
+
+REDACTED: Final = "[redacted]"
+
+_SECRET_WORDS = r"(?:token|ticket|secret|password|api[_-]?key)"  # noqa: S105 - names, not secrets
+_SECRET_NAME = re.compile(rf"{_SECRET_WORDS}$|(?:authorization|cookie)$", re.IGNORECASE)
+# Possessive and anchored at the start of a run: the time stays linear whatever the line holds.
+_DOTTED = re.compile(r"(?<![A-Za-z0-9_.-])[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+)++")
+_AUTHORIZATION = re.compile(
+    r"""(authorization\\?["']?\s?[:=]\s?\\?["']?)(?:[A-Za-z]+\s)?[^\s"'\\,;]+""", re.IGNORECASE
+)
+_BEARER = re.compile(r"""(bearer(?:\s|\\[tnr])+)[^\s"'\\,;]+""", re.IGNORECASE)
+_NAMED = re.compile(
+    rf"""({_SECRET_WORDS}(?:=\\?["']?|\\?["']\s?:\s?\\?["']))[^\s&"'\\#;,<>]+""", re.IGNORECASE
+)
+_PYDANTIC_INPUT = re.compile(r"input_value=.*?(?=, input_type=|\Z)", re.DOTALL)
+
+
+def redact(text: str) -> str:
+    """`text` with everything masked that looks like a secret.
+
+    JSON Web Tokens, whatever stands behind ``Bearer`` or ``Authorization``, and the values of names that end
+    in token, ticket, secret, password or api key, written ``name=value`` or as a member of JSON.
+    """
+    text = _DOTTED.sub(_without_web_token, text)
+    text = _AUTHORIZATION.sub(rf"\1{REDACTED}", text)
+    text = _BEARER.sub(rf"\1{REDACTED}", text)
+    return _NAMED.sub(rf"\1{REDACTED}", text)
+
+
+def redact_inputs(text: str) -> str:
+    """`text` without the values that pydantic repeats in its errors, such as the arguments of a tool."""
+    return _PYDANTIC_INPUT.sub(f"input_value={REDACTED}", text) if "input_value=" in text else text
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a field or header called `name` holds a secret, such as ``refresh_token`` or ``Cookie``."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def _without_web_token(match: re.Match[str]) -> str:
+    chain = match[0]
+    start = chain.find("eyJ")  # the Base64 of '{"', with which every header starts
+    return chain if start < 0 or "." not in chain[start:] else f"{chain[:start]}{REDACTED}"
