@@ -1,0 +1,343 @@
+"""The HTTP layer under the SDK's transports, for a gateway must not trust a backend.
+
+A network fault of one request must end that request, and not the session with every other call in it, as an
+exception inside the SDK's transport would; no message may hold up the next; and what a backend sends is
+bounded. The layer therefore turns each fault into an HTTP answer that carries a JSON-RPC error.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import anyio
+import httpx2
+import mcp_types as types
+
+from mcpgw.backends.failures import LocalFault, local_error
+
+T = TypeVar("T")
+
+_COURTESY_SECONDS = 5.0
+_MOST_COURTESIES = 64
+_JSON_TYPE = "application/json"
+_EVENT_TYPE = "text/event-stream"
+# Connections are bounded by the calls that clients may have open, not by a pool that hung calls would fill.
+_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+Fail = Callable[[types.RequestId, types.ErrorData], None]
+"""Takes the id of a request that has failed, and why."""
+
+
+class HttpBackendTransport(httpx2.AsyncBaseTransport):
+    """An HTTP transport that answers network faults instead of raising them, and bounds each answer.
+
+    `on_end` is told, with the reason, that the session cannot go on: no connection can be made, or the server
+    has forgotten it. `max_message_size` is in bytes. `fail` is given for HTTP with SSE alone, where the
+    answer to a POST is not the answer to its message: POSTs are then sent side by side, and `fail` gets each
+    that was not taken.
+    """
+
+    def __init__(
+        self, max_message_size: int, on_end: Callable[[str], None], fail: Fail | None = None
+    ) -> None:
+        self._inner = httpx2.AsyncHTTPTransport(limits=_LIMITS)
+        self._max_message_size = max_message_size
+        self._on_end = on_end
+        self._fail = fail
+        self._open: dict[types.RequestId, _OpenRequest] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request; never raises a network fault."""
+        message = _message_of(request)
+        request_id, method = message.get("id"), message.get("method")
+        if request.method == "DELETE":
+            return await self._end_session(request)
+        if request.method != "POST" or method == "notifications/initialized":
+            return await self._exchange(request, None)
+        if method is None or request_id is None:
+            # The SDK waits for the end of such a POST before it sends anything else.
+            self._in_background(self._send_courtesy(request, message))
+            return httpx2.Response(202, request=request)
+        if self._fail is not None:
+            self._in_background(self._send_or_fail(request, request_id, self._fail))
+            return httpx2.Response(202, request=request)
+        return await self._exchange(request, request_id)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        await self._inner.aclose()
+
+    async def _exchange(self, request: httpx2.Request, request_id: types.RequestId | None) -> httpx2.Response:
+        opened = _OpenRequest()
+        if request_id is not None:
+            self._open[request_id] = opened
+        try:
+            response = await opened.run(self._inner.handle_async_request(request))
+            answer = await self._answer(request, request_id, response, opened)
+        except AbandonedError:
+            return _error_answer(request, LocalFault.MAYBE_SENT, "it was cancelled")
+        except httpx2.TransportError as error:
+            return self._faulty(request, error)
+        finally:
+            if request_id is not None and not opened.streams:
+                self._forget(request_id, opened)
+        return answer
+
+    async def _answer(
+        self,
+        request: httpx2.Request,
+        request_id: types.RequestId | None,
+        response: httpx2.Response,
+        opened: "_OpenRequest",
+    ) -> httpx2.Response:
+        """What the SDK is to see of `response`: an event stream under guard, else a whole, bounded body."""
+        content_type = response.headers.get("content-type", "").lower()
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            await response.aclose()
+            return _refusal(request, "its answer is compressed, which was not asked for")
+        if response.is_success and content_type.startswith(_EVENT_TYPE):
+            opened.streams = True
+
+            def forget() -> None:
+                if request_id is not None:
+                    self._forget(request_id, opened)
+
+            response.stream = _EventStream(_stream_of(response), opened, request_id, forget)
+            return response
+        if response.status_code == httpx2.codes.ACCEPTED:
+            return response
+        body = await opened.run(self._read(response))
+        if body is None:
+            return _error_answer(request, LocalFault.TOO_LARGE, "the answer is over the limit of one message")
+        if request_id is not None:
+            if _is_session_lost(request, response.status_code, body):
+                self._on_end("its session was ended by the server")
+                return _error_answer(request, LocalFault.SESSION_LOST, "the server has forgotten the session")
+            if response.is_success and content_type.startswith(_JSON_TYPE):
+                body = _own_answer(body, request_id)
+            elif (
+                response.is_error
+                and _rpc_error(body) is None
+                and response.status_code != httpx2.codes.NOT_FOUND  # the SDK's "no such method"
+            ):
+                return _refusal(request, f"it answered with HTTP status {response.status_code}")
+        headers = [
+            (name, value)
+            for name, value in response.headers.multi_items()
+            if name not in ("content-length", "transfer-encoding", "content-encoding")
+        ]
+        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+
+    async def _read(self, response: httpx2.Response) -> bytes | None:
+        """The whole body; None where it is over the limit."""
+        pieces, size = [], 0
+        try:
+            async for chunk in _stream_of(response):
+                size += len(chunk)
+                if size > self._max_message_size:
+                    return None
+                pieces.append(chunk)
+        finally:
+            await response.aclose()
+        return b"".join(pieces)
+
+    def _faulty(self, request: httpx2.Request, error: httpx2.TransportError) -> httpx2.Response:
+        reason = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
+        unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        if unreachable:
+            self._on_end(reason)
+        never_sent = unreachable or isinstance(error, httpx2.PoolTimeout | httpx2.UnsupportedProtocol)
+        return _error_answer(request, LocalFault.NOT_SENT if never_sent else LocalFault.MAYBE_SENT, reason)
+
+    def _forget(self, request_id: types.RequestId, opened: "_OpenRequest") -> None:
+        if self._open.get(request_id) is opened:
+            del self._open[request_id]
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _send_courtesy(self, request: httpx2.Request, message: Mapping[str, Any]) -> None:
+        """Send what has no answer; a cancelled request is then let go, for servers leave its answer open."""
+        if len(self._background) <= _MOST_COURTESIES:
+            with suppress(httpx2.TransportError, TimeoutError):
+                async with asyncio.timeout(_COURTESY_SECONDS):
+                    response = await self._inner.handle_async_request(request)
+                    await response.aclose()
+        params = message.get("params")
+        if message.get("method") == "notifications/cancelled" and isinstance(params, dict):
+            opened = self._open.get(params.get("requestId", ""))
+            if opened is not None:
+                opened.abandon()
+
+    async def _send_or_fail(self, request: httpx2.Request, request_id: types.RequestId, fail: Fail) -> None:
+        answer = await self._exchange(request, None)
+        await answer.aclose()
+        if answer.is_success:
+            return
+        fault = answer.extensions.get("mcpgw_error") or types.ErrorData(
+            code=types.INTERNAL_ERROR, message=f"it answered with HTTP status {answer.status_code}"
+        )
+        if answer.status_code == httpx2.codes.NOT_FOUND:
+            self._on_end("its session was ended by the server")
+            fault = local_error(LocalFault.SESSION_LOST, "the server has forgotten the session")
+        fail(request_id, fault)
+
+    async def _end_session(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            async with asyncio.timeout(_COURTESY_SECONDS):
+                response = await self._inner.handle_async_request(request)
+                await response.aclose()
+        except (httpx2.TransportError, TimeoutError):
+            return httpx2.Response(200, request=request)  # it is over either way
+        return httpx2.Response(response.status_code, request=request)
+
+
+class AbandonedError(Exception):
+    """The request was cancelled, and its server told; nobody waits for the answer any more."""
+
+
+class BrokenAnswerError(httpx2.StreamError):
+    """An event stream that broke off; the SDK ends or resumes its one request with it."""
+
+
+class _OpenRequest:
+    """One request that waits for its answer, until it is abandoned."""
+
+    def __init__(self) -> None:
+        self.streams = False
+        self._abandoned = False
+        self._scope: anyio.CancelScope | None = None
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def run(self, step: Awaitable[T]) -> T:
+        """Await one step of the exchange.
+
+        Raises:
+            AbandonedError: the request was abandoned before it was over.
+        """
+        with anyio.CancelScope() as self._scope:
+            if self._abandoned:
+                self._scope.cancel()
+            return await step
+        raise AbandonedError
+
+
+class _EventStream(httpx2.AsyncByteStream):
+    """The body of an event stream; each event in it is bounded by the SDK's reader.
+
+    When its request is abandoned it ends with an error as its answer, for the SDK would resume a stream that
+    just ends.
+    """
+
+    def __init__(
+        self,
+        stream: httpx2.AsyncByteStream,
+        opened: _OpenRequest,
+        request_id: types.RequestId | None,
+        on_close: Callable[[], None],
+    ) -> None:
+        self._stream = stream
+        self._opened = opened
+        self._request_id = request_id
+        self._on_close = on_close
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunks = aiter(self._stream)
+        try:
+            while (chunk := await self._opened.run(_next(chunks))) is not None:
+                yield chunk
+        except AbandonedError:
+            error = local_error(LocalFault.MAYBE_SENT, "it was cancelled").model_dump()
+            answer = {"jsonrpc": "2.0", "id": self._request_id, "error": error}
+            yield b"\n\ndata: " + json.dumps(answer).encode() + b"\n\n"
+        except httpx2.TransportError as error:
+            raise BrokenAnswerError(f"the answer broke off ({type(error).__name__})") from None
+
+    async def aclose(self) -> None:
+        self._on_close()
+        await self._stream.aclose()
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+def _stream_of(response: httpx2.Response) -> httpx2.AsyncByteStream:
+    stream = response.stream
+    assert isinstance(stream, httpx2.AsyncByteStream), "an asynchronous transport gives no other"  # noqa: S101
+    return stream
+
+
+def _message_of(request: httpx2.Request) -> dict[str, Any]:
+    """The JSON-RPC message that a request of the SDK carries; nothing where it carries none."""
+    if request.method != "POST":
+        return {}
+    message = json.loads(request.content)
+    return message if isinstance(message, dict) else {}
+
+
+def _error_answer(request: httpx2.Request, fault: LocalFault, reason: str) -> httpx2.Response:
+    return _rpc_answer(request, local_error(fault, reason))
+
+
+def _refusal(request: httpx2.Request, reason: str) -> httpx2.Response:
+    return _rpc_answer(request, types.ErrorData(code=types.INTERNAL_ERROR, message=reason))
+
+
+def _rpc_answer(request: httpx2.Request, error: types.ErrorData) -> httpx2.Response:
+    # The SDK takes a JSON-RPC error out of an answer that is no success, and puts the request's own id in.
+    body = {"jsonrpc": "2.0", "id": None, "error": error.model_dump(exclude_none=True)}
+    return httpx2.Response(503, json=body, request=request, extensions={"mcpgw_error": error})
+
+
+def _is_session_lost(request: httpx2.Request, status: int, body: bytes) -> bool:
+    """Whether a server has refused a request since it no longer knows its session.
+
+    The specification says 404; the reference servers of the TypeScript SDK answer 400 and say so in words.
+    """
+    if "mcp-session-id" not in request.headers:
+        return False
+    if status == httpx2.codes.BAD_REQUEST:
+        error = _rpc_error(body)
+        return error is not None and "session" in str(error.get("message")).lower()
+    return status == httpx2.codes.NOT_FOUND
+
+
+def _rpc_error(body: bytes) -> Mapping[str, Any] | None:
+    with suppress(ValueError, RecursionError):
+        message = json.loads(body)
+        if isinstance(message, dict) and isinstance(message.get("error"), dict):
+            error: dict[str, Any] = message["error"]
+            return error
+    return None
+
+
+def _own_answer(body: bytes, request_id: types.RequestId) -> bytes:
+    """`body` under the id of the request that it answers, as the SDK does for event streams.
+
+    An answer with another id would end another caller's request.
+    """
+    try:
+        message = types.jsonrpc_message_adapter.validate_json(body, by_name=False)
+    except ValueError:
+        return body  # the SDK ends the request with it
+    if not isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
+        error = types.ErrorData(code=types.INVALID_REQUEST, message="the answer is no JSON-RPC response")
+        message = types.JSONRPCError(jsonrpc="2.0", id=request_id, error=error)
+    elif message.id == request_id:
+        return body
+    message.id = request_id
+    return message.model_dump_json(by_alias=True, exclude_unset=True).encode()

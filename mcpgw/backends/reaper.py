@@ -1,0 +1,132 @@
+"""The process that outlives a killed gateway and ends its backend servers.
+
+A backend is told to stop by closing its stdin, but one that does not listen would live on when the gateway
+itself is killed (`kill -9`) and can end nobody any more. The gateway therefore starts this file once, as a
+program, tells it each process group that it starts (``add PGID``) and each that has ended (``remove PGID``),
+and holds its stdin open. When that stdin ends, the gateway is gone: groups that are still alive after a
+moment of grace are killed, whole. POSIX only.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import IO
+
+GRACE_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+
+
+class ProcessReaper:
+    """The gateway's end of the pipe to the reaper; started with the first process group, once."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._groups: set[int] = set()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the reaper, where it was started."""
+        return None if self._process is None else self._process.pid
+
+    def add(self, group: int) -> None:
+        """Have the process group `group` ended when this process dies.
+
+        Raises:
+            OSError: the reaper cannot be started.
+        """
+        self._groups.add(group)
+        try:
+            self._tell(f"add {group}\n")
+        except OSError:
+            self._groups.discard(group)
+            raise
+
+    def remove(self, group: int) -> None:
+        """Forget a process group that has ended."""
+        self._groups.discard(group)
+        with suppress(OSError):  # where it was killed and cannot be replaced now, the next `add` says so
+            self._tell(f"remove {group}\n")
+
+    def close(self) -> None:
+        """End the reaper itself; it first ends what was never removed."""
+        process, self._process = self._process, None
+        self._groups.clear()
+        if process is not None:
+            _pipe_of(process).close()
+            try:
+                process.wait(GRACE_SECONDS + 1)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None:
+            with suppress(BrokenPipeError):
+                _pipe_of(self._process).write(line.encode())
+                return
+            self._discard_dead(self._process)
+        # The first order, or somebody killed it: a new one is told of every group there is.
+        if self._groups:
+            self._process = self._started()
+            pipe = _pipe_of(self._process)
+            pipe.write("".join(f"add {group}\n" for group in sorted(self._groups)).encode())
+
+    def _discard_dead(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = None
+        _pipe_of(process).close()
+        process.kill()
+        process.wait()
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        # By its file and isolated (-I): nothing in the current folder or the environment can stand in for
+        # a module of the standard library.
+        return subprocess.Popen(  # noqa: S603 - this file, run by this interpreter
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,
+        )
+
+
+def _pipe_of(process: "subprocess.Popen[bytes]") -> IO[bytes]:
+    assert process.stdin is not None  # noqa: S101 - for the type checker: it was started with a pipe
+    return process.stdin
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def main() -> None:
+    """Read orders until the gateway is gone, then end what is left."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    groups: set[int] = set()
+    for line in sys.stdin:
+        verb, _, group = line.partition(" ")
+        if verb == "add":
+            groups.add(int(group))
+        else:
+            groups.discard(int(group))
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(map(_alive, groups)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    for group in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

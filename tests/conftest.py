@@ -1,0 +1,140 @@
+"""Fixtures that every test may use."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
+from tornado.platform.asyncio import AsyncIOLoop
+
+from mcpgw.app import make_application, make_server
+from mcpgw.config import load_config
+from mcpgw.services import Services, running_services
+from tests.support.gateway_process import ALL_SCOPES, GatewayProcess
+from tests.support.socket_client import SocketClient
+
+
+@dataclass(frozen=True)
+class LiveGateway:
+    """A gateway inside the test's own event loop, on a real port, with real backends."""
+
+    url: str
+    services: Services
+
+    @property
+    def socket_url(self) -> str:
+        """The address of ``/ws``."""
+        return self.url.replace("http", "ws", 1) + "/ws"
+
+    def token(self, user: str = "ann", scopes: Iterable[str] = ALL_SCOPES, ttl: float = 600) -> str:
+        """A token of this gateway."""
+        return self.services.tokens.issue(user=user, scopes=scopes, ttl=ttl)
+
+    async def connect(self, user: str = "ann", scopes: Iterable[str] = ALL_SCOPES) -> SocketClient:
+        """A client that has proved who it is and has read its first status."""
+        client = await SocketClient.connect(self.socket_url, token=self.token(user, scopes))
+        status = await client.receive()
+        assert status["data"]["authenticated"] is True
+        return client
+
+
+StartGateway = Callable[..., Awaitable[LiveGateway]]
+
+
+@pytest.fixture
+def io_loop() -> Iterator[IOLoop]:
+    """A fresh event loop for each test.
+
+    Takes the place of pytest-tornado's own, which makes its loop the current one in a way that Tornado has
+    deprecated and that leaves another loop unclosed.
+    """
+    loop = AsyncIOLoop(make_current=False)
+    asyncio.set_event_loop(loop.asyncio_loop)
+    yield loop
+    asyncio.set_event_loop(None)
+    loop.close(all_fds=True)
+
+
+@pytest.fixture
+def start_gateway(io_loop: IOLoop, tmp_path: Path) -> Iterator[StartGateway]:
+    """Starts gateways: ``await start_gateway(configuration='…', settings={'websocket.max_calls': 2})``.
+
+    `configuration` is the text of an ``mcpgw.toml``; the memory server is off unless ``memory=True``.
+    """
+    ending = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def start(
+        configuration: str = "",
+        *,
+        settings: dict[str, object] | None = None,
+        memory: bool = False,
+        wait_for_backends: float = 20.0,
+    ) -> LiveGateway:
+        file = tmp_path / f"mcpgw-{len(tasks)}.toml"
+        file.write_text(configuration, encoding="utf-8")
+        flags: dict[str, object] = {
+            "data.dir": tmp_path / f"data-{len(tasks)}",
+            "memory.enabled": memory,
+            **(settings or {}),
+        }
+        config = load_config(file=file, environment={}, flags=flags)
+        started: asyncio.Future[LiveGateway] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            async with running_services(config) as services:
+                server = make_server(make_application(services), config)
+                sockets = bind_sockets(0, "127.0.0.1")
+                server.add_sockets(sockets)
+                await services.gateway.wait_started(wait_for_backends)
+                started.set_result(LiveGateway(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", services))
+                await ending.wait()
+                server.stop()
+                await services.hub.drain(0)
+                await server.close_all_connections()
+
+        task = asyncio.create_task(run())
+        tasks.append(task)
+        awaited: set[asyncio.Future[Any]] = {task, started}
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        return started.result()
+
+    yield start
+
+    async def stop() -> None:
+        ending.set()
+        await asyncio.gather(*tasks)
+
+    io_loop.run_sync(stop, timeout=30)
+
+
+@pytest.fixture
+def gateway_process(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
+    """Starts gateways as processes: ``gateway_process(configuration='…', arguments=[…])``."""
+    processes: list[GatewayProcess] = []
+
+    def start(**options: object) -> GatewayProcess:
+        folder = tmp_path / f"gateway-{len(processes)}"
+        folder.mkdir()
+        process = GatewayProcess(folder, **options)  # type: ignore[arg-type]
+        processes.append(process)
+        return process.wait_listening()
+
+    yield start
+    for process in processes:
+        if process.process.poll() is None:
+            process.terminate()
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """One gateway process with the embedded memory server, for every test that leaves it as it was."""
+    process = GatewayProcess(tmp_path_factory.mktemp("shared-gateway")).wait_listening()
+    yield process
+    assert process.terminate() == 0

@@ -1,0 +1,140 @@
+"""Backends with real servers behind them, and what a caller hears of a call."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mcpgw.backends.backend import Backend
+from mcpgw.backends.reaper import ProcessReaper
+from mcpgw.backends.status import BackendState
+from mcpgw.backends.tools import ToolResult
+from mcpgw.server_definitions import ServerDefinition
+from mcpgw.settings import BackendSettings
+
+SERVERS = Path(__file__).parent.parent / "servers"
+STUBBORN_PROGRAM = (
+    "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]; time.sleep(1000)"
+)
+SHORT = BackendSettings(connect_timeout=15, retry_initial=0.05, retry_maximum=0.4, stop_timeout=0.3)
+
+
+@dataclass
+class Heard:
+    """What came for one call before its end, in order."""
+
+    progress: list[tuple[float, float | None, str | None]] = field(default_factory=list)
+    logs: list[tuple[str, str | None, Any]] = field(default_factory=list)
+
+    def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self.progress.append((progress, total, message))
+
+    def on_log(self, level: str, logger: str | None, data: Any) -> None:
+        self.logs.append((level, logger, data))
+
+
+def scripted(*options: object, name: str = "scripted") -> ServerDefinition:
+    """The server of ``tests/servers/scripted.py``; -S, for it needs no site packages and starts sooner."""
+    script = str(SERVERS / "scripted.py")
+    arguments = ("-S", script, "--name", name, *map(str, options))
+    return ServerDefinition(name=name, transport="stdio", command=sys.executable, args=arguments)
+
+
+def settings(**changes: Any) -> BackendSettings:
+    """Short times, with `changes`."""
+    return replace(SHORT, **changes)
+
+
+@asynccontextmanager
+async def running(
+    *definitions: ServerDefinition, longest_call: float = 60, wait: bool = True, **changes: Any
+) -> AsyncIterator[list[Backend]]:
+    """Backends that are supervised inside the block, and ended when it is left; ready unless not `wait`."""
+    reaper = ProcessReaper()
+    backends = [
+        Backend(definition, settings(**changes), reaper=reaper, longest_call=longest_call)
+        for definition in definitions
+    ]
+    try:
+        for backend in backends:
+            backend.start()
+        if wait:
+            await asyncio.gather(*(ready(backend) for backend in backends))
+        yield backends
+    finally:
+        await asyncio.gather(*(backend.stop() for backend in backends))
+        reaper.close()
+
+
+async def ready(backend: Backend, seconds: float = 15.0) -> None:
+    """Wait until it takes calls."""
+    deadline = time.monotonic() + seconds
+    while backend.status.state is not BackendState.READY:
+        assert time.monotonic() < deadline, f"not ready: {backend.status}"
+        await asyncio.sleep(0.01)
+
+
+async def call(
+    backend: Backend,
+    tool: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    heard: Heard | None = None,
+    seconds: float = 15.0,
+) -> ToolResult:
+    """Call a tool; TimeoutError after `seconds`."""
+    heard = heard or Heard()
+    async with asyncio.timeout(seconds):
+        return await backend.call_tool(
+            tool, arguments or {}, on_progress=heard.on_progress, on_log=heard.on_log
+        )
+
+
+def text_of(result: ToolResult) -> str:
+    """The text of a result with one text block."""
+    [block] = result.content
+    text: str = block["text"]
+    return text
+
+
+async def pid_of(backend: Backend) -> int:
+    """The process id of a scripted server."""
+    return int(text_of(await call(backend, "pid")))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def children() -> set[int]:
+    """The process ids of this process's children."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        found.update(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def open_files() -> int:
+    """How many file descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - Path.iterdir would count itself twice
+
+
+def recorded(record: Path) -> list[dict[str, Any]]:
+    """The messages that a scripted server has read."""
+    return [json.loads(line) for line in record.read_bytes().splitlines()] if record.exists() else []
+
+
+def methods(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Their methods, in order."""
+    return [str(message.get("method")) for message in messages]
