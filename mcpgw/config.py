@@ -102,8 +102,12 @@ def load_config(
     environment: Mapping[str, str],
     flags: Mapping[str, object],
     servers_files: Sequence[Path] = (),
+    with_servers: bool = True,
 ) -> Config:
     """The configuration from `file`, `environment` and `flags`, with the backends of `servers_files`.
+
+    `with_servers` is false for those who speak to a gateway and run none: what the definitions of servers
+    refer to (variables, files) is there for the gateway alone.
 
     Without `file`, ``mcpgw.toml`` in the current folder is read where there is one. `flags` maps names of
     settings (``server.port``) to what was given on the command line, text or typed; None is a flag that was
@@ -122,7 +126,7 @@ def load_config(
     sections = loading.sections()
     checked = ("server", "auth", "websocket", "calls", "backends")
     loading.faults.extend(check_rules(**{name: sections[name] for name in checked}, place=loading.place))
-    if file is not None:
+    if file is not None and with_servers:
         loading.take_servers(document.get("servers", {}), file)
     for servers_file in servers_files:
         loading.take_servers_file(servers_file)
@@ -133,7 +137,8 @@ def load_config(
         sources=MappingProxyType(loading.sources),
         notes=tuple(loading.notes),
     )
-    loading.check_servers(config)
+    if with_servers:
+        loading.check_servers(config)
     if loading.faults:
         raise ConfigError(loading.faults)
     return config

@@ -378,3 +378,14 @@ def test_the_module_rewrites_the_table_of_a_page(folder: Path) -> None:
     ran = subprocess.run(command, cwd=PAGE.parent.parent, timeout=30, capture_output=True, check=False)
     assert ran.returncode != 0
     assert page.read_text() == "no marks"
+
+
+def test_who_runs_no_servers_needs_nothing_of_what_they_refer_to(tmp_path: Path) -> None:
+    file = tmp_path / "mcpgw.toml"
+    file.write_text(
+        '[server]\nport = 4000\n[servers.x]\ncommand = "x"\nenv = { T = "${NOT_SET_ANYWHERE}" }\n'
+    )
+    config = load_config(file=file, environment={}, flags={}, with_servers=False)
+    assert (config.server.port, dict(config.servers)) == (4000, {})
+    with pytest.raises(ConfigError, match="NOT_SET_ANYWHERE"):
+        load_config(file=file, environment={}, flags={})

@@ -1,0 +1,202 @@
+"""What every handler has: the services, who is asking, the checks of Host and Origin, one shape of error."""
+
+import logging
+import secrets
+from http.client import responses
+from typing import Any, ClassVar
+
+from tornado.httputil import HTTPServerRequest
+from tornado.web import HTTPError, RequestHandler
+
+from mcpgw.errors import AuthFailed, AuthRequired, Draining, GatewayError, InternalError, PermissionDenied
+from mcpgw.logs import log_event
+from mcpgw.services import Principal, Services
+from mcpgw.wire import strict_json
+
+from .hosts import host_is_allowed, origin_is_allowed, origin_is_listed
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 426: "upgrade_required"}
+_PREFLIGHT_SECONDS = 600
+
+
+class BaseHandler(RequestHandler):
+    """A resource that anybody may ask for, from an allowed host and origin.
+
+    `principal` is who the request's credentials prove, `refused` why they do not hold, and `credentials` the
+    way they came (``none``, ``header`` …). `logger` is where its events are logged.
+    """
+
+    logger: ClassVar[logging.Logger] = logging.getLogger("mcpgw.http")
+    principal: Principal | None = None
+    refused: AuthFailed | None = None
+    credentials = "none"
+    _fault: InternalError | None = None
+
+    @property
+    def services(self) -> Services:
+        """Everything the gateway is made of."""
+        services: Services = self.settings["services"]
+        return services
+
+    def set_default_headers(self) -> None:
+        """Nothing that tells of the software, nothing that a browser may guess or keep; and for pages of a
+        listed origin the leave to read the answer (WHATWG Fetch, CORS), errors too.
+        """
+        self.clear_header("Server")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Vary", "Origin")
+        origin = self.request.headers.get("Origin", "")
+        if origin and origin_is_listed(origin, self.services.config.server):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Expose-Headers", "Retry-After, WWW-Authenticate")
+
+    def prepare(self) -> None:
+        """Check where the request comes from, then who makes it."""
+        self.check_host_and_origin()
+        token = self.bearer_token()
+        if token is not None:
+            self.credentials = "header"
+            self.principal, self.refused = self.services.authenticate(token)
+
+    def check_host_and_origin(self) -> None:
+        """Refuse a request to a foreign host name (DNS rebinding) or from a foreign page.
+
+        Raises:
+            PermissionDenied: names the host or the origin, and the setting that allows it.
+        """
+        server = self.services.config.server
+        host = self.request.host
+        if not host_is_allowed(host, server):
+            raise PermissionDenied(f"the host {host[:128]!r} is not allowed: see server.allowed_hosts")
+        origin = self.request.headers.get("Origin")
+        if origin is not None and not origin_is_allowed(origin, host, server):
+            raise PermissionDenied(f"the origin {origin[:128]!r} is not allowed: see server.allowed_origins")
+
+    def bearer_token(self) -> str | None:
+        """The token of ``Authorization: Bearer …`` (RFC 6750 section 2.1), where there is one."""
+        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+    def options(self) -> None:
+        """Tell a browser which requests a page of a listed origin may send (WHATWG Fetch, preflight)."""
+        self.set_status(204)
+        self.set_header("Allow", self._allowed_methods())
+        if "Access-Control-Allow-Origin" in self._headers:
+            self.set_header("Access-Control-Allow-Methods", self._allowed_methods())
+            self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID")
+            self.set_header("Access-Control-Max-Age", str(_PREFLIGHT_SECONDS))
+        self.finish()
+
+    def refuse_while_draining(self) -> None:
+        """Send what would stay open elsewhere while the gateway is ending.
+
+        Raises:
+            Draining: the gateway takes no new connections.
+        """
+        if self.services.gateway.draining:
+            raise Draining("the gateway is ending and takes no new connections", retry_after_ms=1000)
+
+    def write_json(self, value: Any) -> None:
+        """Answer with `value` as JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(strict_json.dumps(value))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer every failure in the one shape of errors, whatever raised it."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if not isinstance(error, GatewayError) and self._fault is not None:
+            error = self._fault
+        if isinstance(error, GatewayError):
+            data = error.to_data()
+            data["message"] = data.pop("error")
+            if error.http_status == 401:  # noqa: PLR2004
+                self.set_header("WWW-Authenticate", _challenge(error))
+            if error.retry_after_ms is not None:
+                self.set_header("Retry-After", str(-(-error.retry_after_ms // 1000)))
+        else:
+            default = "internal_error" if status_code >= 500 else "bad_request"  # noqa: PLR2004
+            code, message = _HTTP_CODES.get(status_code, default), responses.get(status_code, "error")
+            if status_code == 404:  # noqa: PLR2004
+                message = f"nothing is at {self.request.path[:128]}"
+            elif status_code == 405:  # noqa: PLR2004
+                self.set_header("Allow", self._allowed_methods())  # RFC 9110 section 15.5.6
+                message = (
+                    f"there is no {(self.request.method or '')[:32]} here, only {self._allowed_methods()}"
+                )
+            elif status_code == 426:  # noqa: PLR2004
+                self.set_header("Upgrade", "websocket")
+                self.set_header("Sec-WebSocket-Version", "13")
+                message = "this is a WebSocket: connect with ws:// or wss:// (RFC 6455, version 13)"
+            data = {"code": code, "message": message, "temporary": status_code >= 500}  # noqa: PLR2004
+        self.write_json({"error": data})
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log a refusal as one line; what is unexpected, with its traceback and the id that is answered."""
+        if isinstance(value, GatewayError):
+            log_event(
+                self.logger,
+                logging.INFO,
+                "refused",
+                code=value.code,
+                reason=value.message,
+                path=self.request.path,
+                remote=self.request.remote_ip,
+            )
+        elif not isinstance(value, HTTPError):
+            fault = secrets.token_hex(4)
+            self._fault = InternalError(f"a fault of the gateway; its log has it under the id {fault}")
+            self.logger.error("internal error %s", fault, exc_info=(typ, value, tb))
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Send the status that belongs to a `GatewayError`; see `RequestHandler.send_error`."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        super().send_error(error.http_status if isinstance(error, GatewayError) else status_code, **kwargs)
+
+    def _allowed_methods(self) -> str:
+        absent = RequestHandler._unimplemented_method  # noqa: SLF001 - the one sign of a verb that is not there
+        return ", ".join(
+            method
+            for method in self.SUPPORTED_METHODS
+            if getattr(type(self), method.lower(), absent) is not absent
+        )
+
+
+def _challenge(error: GatewayError) -> str:
+    """RFC 6750 section 3: without credentials only the scheme is named."""
+    return "Bearer" if isinstance(error, AuthRequired) else 'Bearer error="invalid_token"'
+
+
+class ApiHandler(BaseHandler):
+    """A resource for those alone who prove who they are: 401 before anything else."""
+
+    def prepare(self) -> None:
+        """Refuse whoever brings no credentials that hold; a browser's preflight never brings any."""
+        super().prepare()
+        if self.request.method == "OPTIONS":
+            return
+        if self.refused is not None:
+            raise self.refused
+        if self.principal is None:
+            raise AuthRequired("send credentials: Authorization: Bearer TOKEN")
+
+    @property
+    def caller(self) -> Principal:
+        """Who is asking."""
+        assert self.principal is not None, "prepare() has refused everybody else"  # noqa: S101
+        return self.principal
+
+
+class NotFoundHandler(BaseHandler):
+    """Every path that is none."""
+
+    def prepare(self) -> None:
+        """Answer 404 whatever the method."""
+        self.check_host_and_origin()
+        raise HTTPError(404)
+
+
+def client_user_agent(request: HTTPServerRequest) -> str:
+    """What the client says it is, empty where it says nothing."""
+    agent: str = request.headers.get("User-Agent", "")
+    return agent

@@ -1,0 +1,60 @@
+"""Which Host and Origin headers the gateway accepts.
+
+A page of a foreign site can make a browser send requests to a gateway on the same machine or network, under
+its own Origin, or, by DNS rebinding, under a Host of its own. Both checks together stop that. An IP address
+is never a rebound name. Source: the wire contract, section 2; MCP "Transports: Security Warning".
+"""
+
+import re
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from mcpgw.settings import ServerSettings
+
+# RFC 9110 section 7.2: a host and, perhaps, a port; no user, no path, nothing that a parser would drop.
+_HOST = re.compile(
+    r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?"
+)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def host_is_allowed(host: str, server: ServerSettings) -> bool:
+    """Whether a Host header names this gateway: localhost, an IP address, its own name, or a listed one."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return False
+    name = (match["bracketed"] or match["name"]).lower()
+    if name in {"localhost", server.host.lower(), *map(str.lower, server.allowed_hosts)}:
+        return True
+    return _is_address(name)
+
+
+def origin_is_listed(origin: str, server: ServerSettings) -> bool:
+    """Whether `origin` is one of ``server.allowed_origins``, so that its pages may read answers (CORS)."""
+    return origin.lower() in map(str.lower, server.allowed_origins)
+
+
+def origin_is_allowed(origin: str, host: str, server: ServerSettings) -> bool:
+    """Whether a page from `origin` may speak to the gateway under `host`: its own pages, and listed ones."""
+    return origin_is_listed(origin, server) or _is_own(origin, host)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    # The scheme is not compared: a proxy in front may speak TLS where the gateway does not.
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    port = _DEFAULT_PORTS.get(parts.scheme)
+    if port is None:
+        return False
+    own = host.lower()
+    return parts.netloc.lower() in {own, own.removesuffix(f":{port}")} and own != ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,173 @@
+"""The Tornado application: made, listening, and ended without losing what is in flight."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from mcpgw.config import Config
+from mcpgw.errors import ConfigError
+from mcpgw.logs import log_event
+from mcpgw.running import RunningGateway, forget_running, remember_running
+from mcpgw.services import Services, running_services
+
+if TYPE_CHECKING:
+    from handlers.base import NotFoundHandler
+    from handlers.body_limit import LimitedBodies
+    from handlers.routes import ROUTES
+else:
+    from mcpgw.handlers.base import NotFoundHandler
+    from mcpgw.handlers.body_limit import LimitedBodies
+    from mcpgw.handlers.routes import ROUTES
+
+_LOGGER = logging.getLogger("mcpgw.http")
+_FIRST_START_SECONDS = 10.0
+_CLOSE_SECONDS = 2.0
+_MOST_HEADERS = 65536
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def make_application(services: Services) -> Application:
+    """The application with every route of the gateway."""
+    return Application(
+        list(ROUTES),
+        services=services,
+        default_handler_class=NotFoundHandler,
+        log_function=_log_request,
+    )
+
+
+def make_server(application: Application, config: Config) -> HTTPServer:
+    """A server whose every connection is bounded in size and, until its request is there, in time."""
+    return HTTPServer(
+        LimitedBodies(application, config.server.max_body_size),
+        idle_connection_timeout=config.server.handshake_timeout,
+        body_timeout=config.server.handshake_timeout,
+        max_header_size=_MOST_HEADERS,
+        # Tornado's own bound answers 400 without a word; `LimitedBodies` keeps none of what is too much.
+        max_body_size=sys.maxsize,
+        max_buffer_size=max(config.websocket.max_message_size, config.server.max_body_size) + _MOST_HEADERS,
+    )
+
+
+async def serve(config: Config, on_listening: Callable[[str, Services], None]) -> None:
+    """Run the gateway until SIGTERM or SIGINT, then end it gracefully.
+
+    `on_listening` is called with the gateway's URL once clients can connect and the first start of every
+    backend is over (or ten seconds have gone). A second signal cuts the grace short.
+
+    Raises:
+        ConfigError: the address cannot be bound, or something else cannot be used on this machine.
+    """
+    loop = asyncio.get_running_loop()
+    ending, hurry = asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        (hurry if ending.is_set() else ending).set()
+
+    with _bound_sockets(config) as (sockets, url):
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, end)
+        try:
+            async with running_services(config) as services:
+                server = make_server(make_application(services), config)
+                server.add_sockets(sockets)
+                with _note_of(config, RunningGateway.here(url)):
+                    if await _started(services, ending):
+                        log_event(_LOGGER, logging.INFO, "listening", url=url)
+                        on_listening(url, services)
+                    await ending.wait()
+                    await _drain(server, services, hurry)
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+    log_event(_LOGGER, logging.INFO, "ended")
+
+
+async def _started(services: Services, ending: asyncio.Event) -> bool:
+    """Wait until the first start of every backend is over; False where the gateway is to end before."""
+    waits = {
+        asyncio.create_task(services.gateway.wait_started(_FIRST_START_SECONDS)),
+        asyncio.create_task(ending.wait()),
+    }
+    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in pending:
+        wait.cancel()
+    return not ending.is_set()
+
+
+@contextmanager
+def _note_of(config: Config, running: RunningGateway) -> Iterator[None]:
+    try:
+        remember_running(config.data.dir, running)
+    except OSError as error:
+        raise ConfigError(
+            [f"cannot write to the data folder {config.data.dir}: {error.strerror or error}"]
+        ) from None
+    try:
+        yield
+    finally:
+        forget_running(config.data.dir, running)
+
+
+async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    log_event(_LOGGER, logging.INFO, "draining", connections=len(services.hub))
+    services.gateway.draining = True
+    server.stop()
+    drained = asyncio.create_task(services.hub.drain(loop.time() + services.config.server.drain_timeout))
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if drained.done():
+        drained.result()
+    else:
+        drained.cancel()
+        await services.hub.drain(loop.time())
+    for ended in (services.hub.wait_empty(), server.close_all_connections()):
+        # Whoever does not answer the goodbye keeps nobody from their end.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await ended
+
+
+@contextmanager
+def _bound_sockets(config: Config) -> Iterator[tuple[list[socket.socket], str]]:
+    """The listening sockets and the gateway's URL; bound before anything is started in vain."""
+    host, port = config.server.host, config.server.port
+    try:
+        sockets = bind_sockets(port, host)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            [f"cannot listen on {host}:{port}: {reason}; choose another with --host or --port"]
+        ) from None
+    try:
+        bound = sockets[0].getsockname()[1]
+        shown = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        yield sockets, f"http://{f'[{shown}]' if ':' in shown else shown}:{bound}"
+    finally:
+        for listening in sockets:
+            listening.close()
+
+
+def _log_request(handler: RequestHandler) -> None:
+    # The path alone: a query may carry what belongs in no log.
+    log_event(
+        _LOGGER,
+        logging.WARNING if handler.get_status() >= 500 else logging.INFO,  # noqa: PLR2004
+        "request",
+        method=handler.request.method,
+        path=handler.request.path,
+        status=handler.get_status(),
+        ms=round(handler.request.request_time() * 1000, 1),
+        remote=handler.request.remote_ip,
+    )

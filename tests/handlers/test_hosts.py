@@ -1,0 +1,215 @@
+"""Host and Origin: which pages and names may reach the gateway."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mcpgw.settings import ServerSettings
+from tests.conftest import StartGateway
+from tests.support.gateway_process import GatewayProcess
+from tests.support.raw_socket import RawSocket, fetch
+
+if TYPE_CHECKING:
+    from handlers.hosts import host_is_allowed, origin_is_allowed, origin_is_listed
+else:
+    from mcpgw.handlers.hosts import host_is_allowed, origin_is_allowed, origin_is_listed
+
+PATHS = ["/ws", "/api/v1/events", "/api/v1/servers", "/healthz", "/readyz", "/nothing"]
+LISTED = ServerSettings(
+    allowed_hosts=("gateway.example",), allowed_origins=("https://app.example", "http://localhost:5173")
+)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "localhost:3000", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:3000", "[::1]:3000", "[::1]"),
+        *("192.168.1.5:80", "0.0.0.0:3000", "gateway.example", "Gateway.Example:443"),
+    ],
+)
+def test_own_names_addresses_and_listed_names_are_hosts(host: str) -> None:
+    assert host_is_allowed(host, LISTED)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "",
+            "evil.example",
+            "evil.example:3000",
+            "localhost.evil.example",
+            "127.0.0.1.nip.io",
+            "localhost.",
+            "127.1",
+        ),
+        *(
+            "user@localhost",
+            "evil.example@localhost",
+            "localhost/evil",
+            "localhost?x",
+            "localhost#x",
+            "local\thost",
+        ),
+        *(
+            "localhost,evil.example",
+            "localhost evil",
+            "[::1",
+            "::1",
+            "[localhost]",
+            "localhost:",
+            "localhost:x",
+        ),
+        *("2130706433", "0x7f000001", "sub.gateway.example", "localhost:3000:3000"),
+    ],
+)
+def test_every_other_host_is_refused(host: str) -> None:
+    assert not host_is_allowed(host, LISTED)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://localhost:3000", "localhost:3000"),
+        ("https://localhost:3000", "localhost:3000"),
+        ("http://LOCALHOST:3000", "localhost:3000"),
+        ("https://gateway.example", "gateway.example"),
+        ("https://gateway.example", "gateway.example:443"),
+        ("http://[::1]:3000", "[::1]:3000"),
+        ("https://app.example", "localhost:3000"),
+        ("HTTPS://APP.example", "localhost:3000"),
+        ("http://localhost:5173", "localhost:3000"),
+    ],
+)
+def test_own_pages_and_listed_pages_are_origins(origin: str, host: str) -> None:
+    assert origin_is_allowed(origin, host, LISTED)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *(
+            "null",
+            "",
+            "http://evil.example",
+            "http://localhost",
+            "http://localhost:3001",
+            "http://localhost:30000",
+        ),
+        *(
+            "http://app.example",
+            "https://app.example.evil",
+            "https://app.example:8443",
+            "https://sub.app.example",
+        ),
+        *(
+            "http://user@localhost:3000",
+            "localhost:3000",
+            "file://",
+            "file://localhost:3000",
+            "http://[",
+            "*",
+        ),
+    ],
+)
+def test_every_other_origin_is_refused(origin: str) -> None:
+    assert not origin_is_allowed(origin, "localhost:3000", LISTED)
+    assert not origin_is_listed(origin, LISTED)
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_foreign_host_is_refused_everywhere_with_the_setting_that_allows_it(
+    shared_gateway: GatewayProcess, path: str
+) -> None:
+    headers = {"Host": "evil.example", "Authorization": f"Bearer {shared_gateway.token()}"}
+    async with await RawSocket.connect(shared_gateway.url) as socket:
+        if path == "/ws":
+            answer = await socket.upgrade(headers=headers)
+        else:
+            await socket.request("GET", path, headers)
+            answer = await socket.read_answer()
+    assert answer.status == 403
+    assert answer.json()["error"]["code"] == "permission_denied"
+    assert (
+        answer.json()["error"]["message"]
+        == "the host 'evil.example' is not allowed: see server.allowed_hosts"
+    )
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+async def test_a_foreign_origin_is_refused_everywhere_with_the_setting_that_allows_it(
+    shared_gateway: GatewayProcess, path: str, origin: str
+) -> None:
+    headers = {"Origin": origin, "Authorization": f"Bearer {shared_gateway.token()}"}
+    async with await RawSocket.connect(shared_gateway.url) as socket:
+        if path == "/ws":
+            answer = await socket.upgrade(headers=headers)
+        else:
+            await socket.request("GET", path, headers)
+            answer = await socket.read_answer()
+    assert answer.status == 403
+    assert answer.json()["error"]["code"] == "permission_denied"
+    assert answer.json()["error"]["message"].endswith("is not allowed: see server.allowed_origins")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.gen_test
+async def test_two_host_headers_are_refused(shared_gateway: GatewayProcess) -> None:
+    async with await RawSocket.connect(shared_gateway.url) as socket:
+        await socket.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")
+        assert (await socket.read_head()).status in (400, 403)
+
+
+@pytest.mark.gen_test
+async def test_the_own_page_may_connect(shared_gateway: GatewayProcess) -> None:
+    async with await RawSocket.connect(shared_gateway.url) as socket:
+        assert (await socket.upgrade(headers={"Origin": shared_gateway.url})).status == 101
+    answer = await fetch(shared_gateway.url, "/healthz", headers={"Origin": shared_gateway.url})
+    assert answer.status == 200
+    assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.gen_test
+async def test_a_listed_page_may_connect_and_read_answers_and_refusals(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway('[server]\nallowed_origins = ["https://app.example"]\n')
+    origin = {"Origin": "https://app.example"}
+    async with await RawSocket.connect(gateway.url) as socket:
+        assert (await socket.upgrade(headers=origin)).status == 101
+        await socket.read_json()
+        await socket.send_frame(0x8, b"\x03\xe8")
+        await socket.read_to_end()
+    bearer = {"Authorization": f"Bearer {gateway.token()}"}
+    for path, headers, status in (
+        ("/api/v1/servers", {**origin, **bearer}, 200),
+        ("/api/v1/servers", origin, 401),
+        ("/nothing", origin, 404),
+    ):
+        answer = await fetch(gateway.url, path, headers=headers)
+        assert answer.status == status
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["vary"] == "Origin"
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.gen_test
+async def test_a_browser_is_told_before_it_sends_credentials_what_a_listed_page_may(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway('[server]\nallowed_origins = ["https://app.example"]\n')
+    asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
+    answer = await fetch(
+        gateway.url, "/api/v1/servers", method="OPTIONS", headers={"Origin": "https://app.example", **asked}
+    )
+    assert answer.status == 204
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    assert "GET" in answer.headers["access-control-allow-methods"]
+    assert "Authorization" in answer.headers["access-control-allow-headers"]
+    refused = await fetch(
+        gateway.url, "/api/v1/servers", method="OPTIONS", headers={"Origin": "https://evil.example", **asked}
+    )
+    assert refused.status == 403
+    assert "access-control-allow-origin" not in refused.headers
