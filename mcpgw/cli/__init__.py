@@ -1,12 +1,32 @@
 """The ``mcpgw`` command: one module a group of commands; what is heavy is imported when a command runs."""
 
+from typing import Any
+
 import click
 
 from mcpgw import __version__
+from mcpgw.cli.call import call
+from mcpgw.cli.configuration import check, init
+from mcpgw.cli.exit_codes import ExitCode
+from mcpgw.cli.listings import events, servers, tools
+from mcpgw.cli.output import ends_with
 from mcpgw.cli.serve import serve
+from mcpgw.cli.token import token
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _CommandLine(click.Group):
+    """Ends with the same code wherever Ctrl-C is pressed; click alone would end with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise ends_with(ExitCode.INTERRUPTED) from None
+
+
+@click.group(
+    cls=_CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="mcpgw")
 def main() -> None:
     """A real-time gateway to MCP tools over WebSocket, SSE and HTTP.
@@ -15,4 +35,5 @@ def main() -> None:
     """
 
 
-main.add_command(serve)
+for _command in (serve, check, init, token, servers, tools, call, events):
+    main.add_command(_command)

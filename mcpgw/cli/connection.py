@@ -1,0 +1,170 @@
+"""Which gateway a client command speaks to, and with which token."""
+
+import getpass
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mcpgw.cli.output import UsageFault
+from mcpgw.cli.settings_options import config_option, data_dir_option
+
+if TYPE_CHECKING:
+    from mcpgw.client import GatewayAddress
+    from mcpgw.config import Config
+
+_TOKEN_SECONDS = 300.0
+_PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A gateway's URL, and the token to show there."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ConnectionOptions:
+    """What was given on the command line."""
+
+    url: str | None
+    data_dir: Path | None
+    config_file: Path | None
+
+    def find(self, *scopes: str) -> Connection:
+        """The gateway that runs here or was named, with MCPGW_TOKEN or a short token of `scopes`.
+
+        The token is made here where MCPGW_TOKEN is not set: with the key of the data folder, for a gateway of
+        this machine alone, so that no other machine is ever handed what opens this one.
+
+        Raises:
+            ConfigError: the configuration has faults.
+            UsageFault: the URL is none, or there is no way to a token.
+            NotReachable: there is no key, and no gateway either.
+        """
+        from mcpgw.client import GatewayAddress  # noqa: PLC0415 - after --help
+
+        token = os.environ.get("MCPGW_TOKEN") or None
+        if self.url is not None:
+            try:
+                address = GatewayAddress.parse(self.url)
+            except ValueError as error:
+                raise UsageFault(str(error)) from None
+            if token is not None:
+                return _checked(Connection(address.base, token))
+            config = self._config()
+        else:
+            config = self._config()
+            address = GatewayAddress.parse(_running_url(config))
+            if token is not None:
+                return _checked(Connection(address.base, token))
+        return Connection(address.base, _mint(config, address, scopes))
+
+    def _config(self) -> "Config":
+        from mcpgw.config import load_config  # noqa: PLC0415
+
+        return load_config(
+            file=self.config_file,
+            environment=os.environ,
+            flags={"data.dir": self.data_dir},
+            with_servers=False,
+        )
+
+
+def connection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options that name a gateway; it is called with ``connection``."""
+
+    @wraps(command)
+    def with_connection(
+        *, url: str | None, data_dir: Path | None, config_file: Path | None, **given: Any
+    ) -> None:
+        command(connection=ConnectionOptions(url or None, data_dir, config_file), **given)
+
+    decorated = config_option(data_dir_option(with_connection))
+    return click.option(
+        "--url",
+        envvar="MCPGW_URL",
+        metavar="URL",
+        help="The gateway (MCPGW_URL); the one that runs on the data folder where it is left out.",
+    )(decorated)
+
+
+def _checked(connection: Connection) -> Connection:
+    from mcpgw.client.address import authorization  # noqa: PLC0415
+
+    try:
+        authorization(connection.token)
+    except ValueError as error:
+        raise UsageFault(f"MCPGW_TOKEN: {error}") from None
+    return connection
+
+
+def _running_url(config: "Config") -> str:
+    """The gateway that has left its note in the data folder, else the one that the configuration means."""
+    from mcpgw.client import NotReachable  # noqa: PLC0415
+    from mcpgw.running import find_running  # noqa: PLC0415
+
+    running = find_running(config.data.dir)
+    if running is not None:
+        return running.url
+    host, port = config.server.host, config.server.port
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to connect
+    shown = f"[{host}]" if ":" in host else host
+    if port == 0:
+        raise NotReachable(f"http://{shown}", f"none has left a note in {config.data.dir}")
+    return f"http://{shown}:{port}"
+
+
+def _mint(config: "Config", address: "GatewayAddress", scopes: tuple[str, ...]) -> str:
+    """A token of five minutes with `scopes` and nothing more, signed with the key of the configuration."""
+    if not _is_here(address.host):
+        raise UsageFault(
+            f"MCPGW_TOKEN is not set: the gateway {address.base} is not on this machine, and wants a token "
+            "from whoever runs it (mcpgw token create --user NAME)"
+        )
+    if config.auth.algorithm != "HS256":
+        raise UsageFault(
+            f"MCPGW_TOKEN is not set: tokens signed with {config.auth.algorithm} come from the issuer "
+            f"{config.auth.issuer!r}; set MCPGW_TOKEN to one of them"
+        )
+    from mcpgw.access.configured import SigningKeyMissingError, configured_tokens  # noqa: PLC0415
+
+    try:
+        tokens = configured_tokens(config, create_key=False)
+    except SigningKeyMissingError as fault:
+        _require_answer(address)
+        raise UsageFault(f"MCPGW_TOKEN is not set, and {fault}") from None
+    return tokens.issue(user=_login_name(), scopes=scopes, ttl=_TOKEN_SECONDS)
+
+
+def _require_answer(address: "GatewayAddress") -> None:
+    from mcpgw.client import NotReachable  # noqa: PLC0415
+
+    try:
+        socket.create_connection((address.host, address.port), _PROBE_SECONDS).close()
+    except OSError as error:
+        raise NotReachable(address.base, error.strerror or str(error)) from None
+
+
+def _is_here(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # an account without a name, as in some containers
+        return f"uid-{os.getuid()}"

@@ -1,0 +1,84 @@
+"""``mcpgw serve``: run the gateway."""
+
+import asyncio
+import math
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from mcpgw import __version__
+from mcpgw.cli.output import faults_reported, one_line, tell
+from mcpgw.cli.settings_options import configuration_options
+
+if TYPE_CHECKING:
+    from mcpgw.config import Config
+    from mcpgw.services import Services
+
+_EXAMPLE = """mcpgw call memory memory_search '{"project": "my-project"}'"""
+
+
+@click.command()
+@configuration_options
+def serve(config: "Config") -> None:
+    """Run the gateway until Ctrl-C or SIGTERM; then exit with 0.
+
+    Every setting of the configuration file is a flag here, and a flag is stronger than the file.
+    """
+    from mcpgw import app  # noqa: PLC0415 - after --help
+    from mcpgw.logs import configure_logging  # noqa: PLC0415
+
+    for note in config.notes:
+        tell(f"note: {note}")
+    log = config.log
+    with (
+        faults_reported(),
+        configure_logging(
+            file=log.file, format=log.format, level=log.level, max_size=log.max_size, backups=log.backups
+        ),
+    ):
+        asyncio.run(app.serve(config, _say_ready))
+
+
+def _say_ready(url: str, services: "Services") -> None:
+    config = services.config
+    servers = _server_lines(services) or ["none: name some in mcpgw.toml (mcpgw init writes one)"]
+    lines = [
+        click.style(f"mcpgw {__version__} is ready.", bold=True),
+        f"  WebSocket  {url.replace('http', 'ws', 1)}/ws",
+        f"  Events     {url}/api/v1/events  (Server-Sent Events)",
+        f"  Log file   {config.log.file.absolute()}",
+        *(f"  {'Servers' if not index else '':<9}  {line}" for index, line in enumerate(servers)),
+        f"Call a tool from another terminal:  {_example(config)}",
+        "Stop with Ctrl-C.",
+    ]
+    click.echo("\n".join(lines))
+
+
+def _server_lines(services: "Services") -> list[str]:
+    from mcpgw.services import Principal  # noqa: PLC0415 - after --help
+
+    operator = Principal(
+        user="operator",
+        scopes=frozenset({"servers:read"}),
+        expires_at=math.inf,
+        token_id="serve",  # noqa: S106
+    )
+    lines = []
+    for status in services.gateway.server_statuses(operator):
+        if status.state == "ready":
+            lines.append(f"{status.id}: ready, {status.tools} tool{'' if status.tools == 1 else 's'}")
+        else:
+            reason = f": {one_line(status.reason)}" if status.reason else ""
+            lines.append(f"{status.id}: not ready, {status.state.value}{reason}")
+    return lines
+
+
+def _example(config: "Config") -> str:
+    """The command that calls a tool of this gateway, from any folder."""
+    command = _EXAMPLE if config.memory.enabled else "mcpgw tools"
+    if config.sources.get("data.dir", "").startswith("flag "):
+        command += f" --data-dir {shlex.quote(str(config.data.dir.absolute()))}"
+    elif config.file is not None and {"data.dir", "auth.secret"} & config.sources.keys():
+        command += f" --config {shlex.quote(str(config.file.absolute()))}"
+    return command
