@@ -16,6 +16,7 @@ import httpx2
 import mcp_types as types
 
 from mcpgw.backends.failures import LocalFault, local_error
+from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id
 
 T = TypeVar("T")
 
@@ -23,6 +24,8 @@ _COURTESY_SECONDS = 5.0
 _MOST_COURTESIES = 64
 _JSON_TYPE = "application/json"
 _EVENT_TYPE = "text/event-stream"
+# The SDK's client of HTTP with SSE ends the session at an event of 1 MiB, and no argument changes that.
+_LONGEST_LEGACY_LINE = 1024 * 1024 - 4096
 # Connections are bounded by the calls that clients may have open, not by a pool that hung calls would fill.
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
 
@@ -109,7 +112,10 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
                 if request_id is not None:
                     self._forget(request_id, opened)
 
-            response.stream = _EventStream(_stream_of(response), opened, request_id, forget)
+            stream = _stream_of(response)
+            if self._fail is not None:
+                stream = _BoundedLines(stream, min(self._max_message_size, _LONGEST_LEGACY_LINE))
+            response.stream = _EventStream(stream, opened, request_id, forget)
             return response
         if response.status_code == httpx2.codes.ACCEPTED:
             return response
@@ -179,7 +185,7 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
                 opened.abandon()
 
     async def _send_or_fail(self, request: httpx2.Request, request_id: types.RequestId, fail: Fail) -> None:
-        answer = await self._exchange(request, None)
+        answer = await self._exchange(request, request_id)
         await answer.aclose()
         if answer.is_success:
             return
@@ -269,6 +275,32 @@ class _EventStream(httpx2.AsyncByteStream):
     async def aclose(self) -> None:
         self._on_close()
         await self._stream.aclose()
+
+
+class _BoundedLines(httpx2.AsyncByteStream):
+    """An event stream in which a line over the limit becomes the error of the one request that it answers."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, max_size: int) -> None:
+        self._stream = stream
+        self._lines = LineSplitter(max_size)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield b"".join(map(self._bounded, self._lines.feed(chunk)))
+        yield self._lines.flush() or b""
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    @staticmethod
+    def _bounded(line: bytes | OversizedLine) -> bytes:
+        if isinstance(line, bytes):
+            return line + b"\n"
+        request_id = answered_id(line.head.removeprefix(b"data:"), line.tail)
+        if request_id is None:
+            return b": dropped, over the limit\n"
+        error = local_error(LocalFault.TOO_LARGE, "the answer is over the limit of one message").model_dump()
+        return b"data: " + json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode() + b"\n"
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

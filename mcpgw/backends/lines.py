@@ -1,9 +1,17 @@
-"""Splitting a byte stream into lines whose length is bounded."""
+"""Splitting a byte stream into lines whose length is bounded, and what an unreadable line still says."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 _KEPT_OF_OVERSIZED = 4096
+_ID = rb'"id"\s*:\s*"?(\d{1,18})"?\s*'
+_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
+_OUTCOME = rb'"(?:result|error)"\s*:'
+_BEGIN = rb"\s*\{\s*(?:" + _VERSION + rb",\s*)?"
+_ANSWER_ID_FIRST = re.compile(_BEGIN + _ID + rb",\s*(?:" + _VERSION + rb",\s*)?" + _OUTCOME)
+_ANSWER_WITHOUT_ID_YET = re.compile(_BEGIN + _OUTCOME)
+_ID_LAST = re.compile(rb",\s*" + _ID + rb"(?:,\s*" + _VERSION + rb")?\}\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +66,15 @@ class LineSplitter:
         head, size = self._head, self._size
         self._pieces, self._size, self._head = [], 0, None
         return joined if head is None else OversizedLine(head, joined, size)
+
+
+def answered_id(head: bytes, tail: bytes) -> int | None:
+    """The id of the request that a line answers, told from its first and last bytes alone.
+
+    For lines that are too long to be read, or broken. A line that may be anything but a JSON-RPC response has
+    none: a server's own request with the same number must not end a call.
+    """
+    found = _ANSWER_ID_FIRST.match(head)
+    if found is None and _ANSWER_WITHOUT_ID_YET.match(head):
+        found = _ID_LAST.search(tail)
+    return None if found is None else int(found[1])

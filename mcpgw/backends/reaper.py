@@ -20,9 +20,13 @@ _POLL_SECONDS = 0.05
 
 
 class ProcessReaper:
-    """The gateway's end of the pipe to the reaper; started with the first process group, once."""
+    """The gateway's end of the pipe to the reaper; started with the first process group, once.
 
-    def __init__(self) -> None:
+    `grace` is the time, in seconds, that a group has to end by itself when the gateway is gone.
+    """
+
+    def __init__(self, *, grace: float = GRACE_SECONDS) -> None:
+        self._grace = grace
         self._process: subprocess.Popen[bytes] | None = None
         self._groups: set[int] = set()
 
@@ -57,7 +61,7 @@ class ProcessReaper:
         if process is not None:
             _pipe_of(process).close()
             try:
-                process.wait(GRACE_SECONDS + 1)
+                process.wait(self._grace + 1)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -84,7 +88,7 @@ class ProcessReaper:
         # By its file and isolated (-I): nothing in the current folder or the environment can stand in for
         # a module of the standard library.
         return subprocess.Popen(  # noqa: S603 - this file, run by this interpreter
-            [sys.executable, "-I", "-S", __file__],
+            [sys.executable, "-I", "-S", __file__, str(self._grace)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -120,7 +124,7 @@ def main() -> None:
             groups.add(int(group))
         else:
             groups.discard(int(group))
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + float(sys.argv[1])
     while any(map(_alive, groups)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     for group in groups:

@@ -9,7 +9,6 @@ holds the pipes. Source: MCP 2025-11-25 and 2026-07-28, "Transports: stdio" and 
 
 import asyncio
 import os
-import re
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
 from mcpgw.backends.failures import LocalFault, local_error
-from mcpgw.backends.lines import LineSplitter, OversizedLine
+from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id
 from mcpgw.backends.rate_limit import RateLimit
 from mcpgw.backends.reaper import ProcessReaper
 
@@ -35,25 +34,6 @@ _STDERR_LINE = 4096
 _EDGE = 4096
 _LEFTOVER_SECONDS = 0.2
 _EXIT_SECONDS = 0.05
-_ID = rb'"id"\s*:\s*"?(\d{1,18})"?\s*'
-_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
-_OUTCOME = rb'"(?:result|error)"\s*:'
-_BEGIN = rb"\s*\{\s*(?:" + _VERSION + rb",\s*)?"
-_ANSWER_ID_FIRST = re.compile(_BEGIN + _ID + rb",\s*(?:" + _VERSION + rb",\s*)?" + _OUTCOME)
-_ANSWER_WITHOUT_ID_YET = re.compile(_BEGIN + _OUTCOME)
-_ID_LAST = re.compile(rb",\s*" + _ID + rb"(?:,\s*" + _VERSION + rb")?\}\s*\Z")
-
-
-def answered_id(head: bytes, tail: bytes) -> int | None:
-    """The id of the request that a line answers, told from its first and last bytes alone.
-
-    For lines that are too long to be read, or broken. A line that may be anything but a JSON-RPC response has
-    none: a server's own request with the same number must not end a call.
-    """
-    found = _ANSWER_ID_FIRST.match(head)
-    if found is None and _ANSWER_WITHOUT_ID_YET.match(head):
-        found = _ID_LAST.search(tail)
-    return None if found is None else int(found[1])
 
 
 class StdioTransport:

@@ -21,7 +21,7 @@ def text(value: object) -> Json:
 
 
 class ScriptedHttpServer:
-    """Streamable HTTP at ``/mcp``, of MCP 2025-11-25, or of 2026-07-28 where `modern`.
+    """Streamable HTTP at ``/mcp``, of MCP 2025-11-25, or of 2026-07-28 where `modern`; ``/sse`` is the older.
 
     `received` holds every JSON-RPC message, `let_go` the ids of the calls whose connection was closed by the
     gateway. With `deaf_to_notifications` those are read and never answered; `lost` is the status for a
@@ -38,6 +38,7 @@ class ScriptedHttpServer:
         self.sessions: set[str] = set()
         self.hang_deletes = False
         self.port = 0
+        self._legacy: _Exchange | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -83,10 +84,14 @@ class ScriptedHttpServer:
                 await exchange.closed()
             self.sessions.discard(headers.get("mcp-session-id", ""))
             return await exchange.answer(204)
+        if exchange.path == "/sse":
+            return await self._legacy_stream(exchange)
         if method != "POST":
             return await exchange.answer(405)
         message: Json = json.loads(body)
         self.received.append(message)
+        if exchange.path == "/messages":
+            return await self._legacy_message(exchange, message)
         name, request_id = message.get("method"), message.get("id")
         if name == "server/discover":
             return await self._discover(exchange, request_id)
@@ -110,6 +115,52 @@ class ScriptedHttpServer:
         run = getattr(self, "_tool_" + message["params"]["name"])
         await run(exchange, request_id, message["params"].get("arguments", {}), message)
         return None
+
+    async def _legacy_stream(self, exchange: "_Exchange") -> None:
+        """HTTP with SSE: every answer comes on this stream."""
+        await exchange.begin_stream()
+        await exchange.write(b"event: endpoint\ndata: /messages?session_id=1\n\n")
+        self._legacy = exchange
+        await exchange.closed()
+
+    async def _legacy_message(self, exchange: "_Exchange", message: Json) -> None:
+        name, params = message.get("method"), message.get("params", {})
+        tool, arguments = params.get("name"), params.get("arguments", {})
+        if tool == "status":
+            return await exchange.answer(arguments["status"])
+        if tool == "hang_post":
+            await exchange.closed()
+            self.let_go.append(message["id"])
+        await exchange.answer(202)
+        result: Json
+        match name, tool:
+            case "initialize", _:
+                result = {
+                    "protocolVersion": params["protocolVersion"],
+                    "capabilities": {"tools": {}},
+                    "serverInfo": {"name": "legacy", "version": "1"},
+                }
+            case "tools/list", _:
+                result = {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
+            case "tools/call", "big":
+                result = text("x" * arguments["size"])
+            case "tools/call", "echo":
+                result = text(json.dumps(arguments))
+            case "tools/call", "end":
+                assert self._legacy is not None
+                self._legacy.reset()
+            case "server/discover", _:
+                return await self._legacy_send(
+                    {"error": {"code": -32601, "message": "no"}, "id": message["id"]}
+                )
+            case _:
+                return None
+        return await self._legacy_send({"id": message["id"], "result": result})
+
+    async def _legacy_send(self, answer: Json) -> None:
+        assert self._legacy is not None
+        data = json.dumps({"jsonrpc": "2.0", **answer}).encode()
+        await self._legacy.write(b"event: message\ndata: " + data + b"\n\n")
 
     def _era(self) -> Json:
         return {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if self.modern else {}
@@ -214,6 +265,7 @@ class _Exchange:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.path = ""
 
     async def read(self) -> tuple[str, Headers, bytes]:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -222,7 +274,9 @@ class _Exchange:
             for name, _, value in (line.partition(":") for line in head[1:] if line)
         }
         body = await self._reader.readexactly(int(headers.get("content-length", 0)))
-        return head[0].split()[0], headers, body
+        method, target, _ = head[0].split()
+        self.path = target.partition("?")[0]
+        return method, headers, body
 
     async def write(self, data: bytes) -> None:
         self._writer.write(data)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mcpgw.backends.backend import Backend
 from mcpgw.backends.reaper import ProcessReaper
@@ -17,6 +17,7 @@ from mcpgw.backends.status import BackendState
 from mcpgw.backends.tools import ToolResult
 from mcpgw.server_definitions import ServerDefinition
 from mcpgw.settings import BackendSettings
+from tests.support.socket_client import SocketClient
 
 SERVERS = Path(__file__).parent.parent / "servers"
 STUBBORN_PROGRAM = (
@@ -101,6 +102,23 @@ def text_of(result: ToolResult) -> str:
     [block] = result.content
     text: str = block["text"]
     return text
+
+
+class Gateway(Protocol):
+    """What clients connect to."""
+
+    async def connect(self, user: str = ...) -> SocketClient:
+        """A client that has proved who it is."""
+
+
+@asynccontextmanager
+async def connected(gateway: Gateway, user: str = "ann") -> AsyncIterator[SocketClient]:
+    """A client that is closed when the block is left, however it is left."""
+    client = await gateway.connect(user)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 async def pid_of(backend: Backend) -> int:
