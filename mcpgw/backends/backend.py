@@ -57,7 +57,11 @@ class _Connection:
 
     client: Client
     log_callbacks: set[LogCallback] = field(default_factory=set)
+    quiet_until: float = 0.0
 
+
+_ABANDONED_LOGS = 5.0
+"""Seconds in which a server may still log what a call that nobody waits for any more has done."""
 
 _current_log: ContextVar[LogCallback | None] = ContextVar("mcpgw_current_log", default=None)
 
@@ -192,6 +196,9 @@ class Backend:
             raw: dict[str, Any] = await connection.client.session.send_request(
                 request, _RAW_RESULT, progress_callback=report
             )
+        except asyncio.CancelledError:
+            connection.quiet_until = time.monotonic() + _ABANDONED_LOGS
+            raise
         except MCPError as error:
             raise self._translated(error, connection) from error
         except ValidationError as error:
@@ -391,10 +398,15 @@ class Backend:
 
     async def _on_log(self, params: types.LoggingMessageNotificationParams) -> None:
         # Over HTTP the SDK runs this in the context of the call. Over stdio a message names no call: it is
-        # passed on only where one call is open, for it could be another user's.
-        callback = _current_log.get()
-        if callback is None and self._connection is not None and len(self._connection.log_callbacks) == 1:
-            (callback,) = self._connection.log_callbacks
+        # passed on only where one call is open and none was just abandoned, for it could be another user's.
+        callback, connection = _current_log.get(), self._connection
+        if (
+            callback is None
+            and connection is not None
+            and len(connection.log_callbacks) == 1
+            and time.monotonic() > connection.quiet_until
+        ):
+            (callback,) = connection.log_callbacks
         if callback is not None:
             callback(params.level, params.logger, params.data)
 

@@ -108,6 +108,19 @@ async def test_logs_go_to_the_call_that_is_open_and_to_none_where_two_are(io_loo
 
 
 @pytest.mark.gen_test(timeout=20)
+async def test_what_is_logged_soon_after_a_call_was_cancelled_goes_to_no_other_call(io_loop: IOLoop) -> None:
+    heard = Heard()
+    async with running(scripted()) as [backend]:
+        abandoned = asyncio.create_task(call(backend, "never"))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await abandoned
+        await call(backend, "log", heard=heard)
+        assert heard.logs == []
+
+
+@pytest.mark.gen_test(timeout=20)
 async def test_a_server_that_refuses_the_level_of_its_logs_is_ready_all_the_same(io_loop: IOLoop) -> None:
     async with running(scripted()) as [backend]:  # it declares `logging` and refuses logging/setLevel
         assert backend.status.protocol_version == "2025-11-25"
