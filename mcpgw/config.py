@@ -33,6 +33,7 @@ from mcpgw.settings import (
     ENVIRONMENT_PREFIX,
     SECTIONS,
     SETTINGS,
+    AuditSettings,
     AuthSettings,
     BackendSettings,
     CallSettings,
@@ -40,7 +41,9 @@ from mcpgw.settings import (
     EventSettings,
     LogSettings,
     MemorySettings,
+    MetricsSettings,
     ServerSettings,
+    SessionSettings,
     Setting,
     Value,
     WebSocketSettings,
@@ -77,6 +80,9 @@ class Config:
     calls: CallSettings = field(default_factory=CallSettings)
     backends: BackendSettings = field(default_factory=BackendSettings)
     events: EventSettings = field(default_factory=EventSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     servers: Mapping[str, ServerDefinition] = field(default_factory=dict)
     file: Path | None = None

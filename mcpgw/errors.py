@@ -11,9 +11,11 @@
     ├── NotFound
     │   ├── ServerNotFound    server_not_found       no such backend server
     │   ├── ToolNotFound      tool_not_found         no such tool on that server
+    │   ├── UnknownChannel    unknown_channel        no such channel
     │   └── UnknownCall       unknown_call           no open call has this id
     ├── DuplicateId           duplicate_id           a call with this id is open
     ├── ServerUnavailable     server_unavailable     backend down, starting or disabled
+    ├── RateLimited           rate_limited           too many frames or calls in too short a time
     ├── QueueFull             queue_full             too many calls at once
     ├── Draining              draining               the gateway is ending
     ├── CallTimeout           timeout                the call ran past its time
@@ -126,6 +128,12 @@ class ToolNotFound(NotFound):
     code = "tool_not_found"
 
 
+class UnknownChannel(NotFound):
+    """Issued when no channel has the name that was sent."""
+
+    code = "unknown_channel"
+
+
 class UnknownCall(NotFound):
     """Issued when a ``cancel`` names an id that no open call has."""
 
@@ -147,12 +155,28 @@ class ServerUnavailable(GatewayError):
     http_status = 503
 
 
+class RateLimited(GatewayError):
+    """Issued when a user sends frames or calls faster than the limit; says when to go on."""
+
+    code = "rate_limited"
+    temporary = True
+    http_status = 429
+
+
 class QueueFull(GatewayError):
     """Issued when a connection has as many calls open as it may."""
 
     code = "queue_full"
     temporary = True
     http_status = 429
+
+
+class ConnectionLimit(GatewayError):
+    """Issued, over HTTP alone, when the gateway or a user has as many connections as may be."""
+
+    code = "queue_full"
+    temporary = True
+    http_status = 503
 
 
 class Draining(GatewayError):
@@ -219,16 +243,23 @@ class CloseCode(IntEnum):
 
     NORMAL = 1000
     GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
     INVALID_PAYLOAD = 1007
     MESSAGE_TOO_BIG = 1009
     SHUTDOWN = 3001
+    TOKEN_EXPIRED = 3005
+    SLOW_READER = 3008
+    NO_PONG = 3012
+    TOO_MANY_REQUESTS = 3013
     INVALID_TOKEN = 3500
     NO_AUTH_IN_TIME = 3502
+    CONNECTION_LIMIT = 3504
+    RESUMED_ELSEWHERE = 3505
 
     @property
     def reconnect(self) -> bool:
         """Whether a client should come back by itself."""
-        return self.value in (CloseCode.GOING_AWAY, CloseCode.SHUTDOWN)
+        return self.value == CloseCode.GOING_AWAY or 3000 <= self.value < 3500  # noqa: PLR2004
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -28,7 +28,9 @@ JsonPath = tuple[str | int, ...]
 
 MEMORY_SERVER: Final = "memory"
 NAME_RULE: Final = "letters, digits, '_', '.' and '-', at most 64, a letter or digit first"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+SERVER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""A server's name; to be used with ``fullmatch``."""
+
 _REPLACED: Final = ("command", "args", "env", "cwd", "url", "headers")
 _TYPES: Final = {
     "object": "a table",
@@ -63,7 +65,7 @@ class ServerDefinition:
 
 def is_server_name(name: str) -> bool:
     """Whether `name` can be that of a backend server."""
-    return _NAME.fullmatch(name) is not None
+    return SERVER_NAME.fullmatch(name) is not None
 
 
 def define_server(

@@ -107,8 +107,8 @@ def _check_bounds(setting: Setting, value: Value) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    unit = f" {setting.unit}" if setting.unit else ""
+    unit = f" {setting.unit}" if setting.unit not in ("", "port") else ""
     if setting.minimum is not None and value < setting.minimum:
-        raise ValueError(f"{_shown(setting, value)}is below the least, {setting.minimum:g}{unit}")
+        raise ValueError(f"{_shown(setting, value)}is too small: at least {setting.minimum:g}{unit}")
     if setting.maximum is not None and value > setting.maximum:
-        raise ValueError(f"{_shown(setting, value)}is above the most, {setting.maximum:.12g}{unit}")
+        raise ValueError(f"{_shown(setting, value)}is too large: at most {setting.maximum:.12g}{unit}")

@@ -19,6 +19,7 @@ ENVIRONMENT_PREFIX: Final = "MCPGW_"
 MEBIBYTE: Final = 1024 * 1024
 DAY: Final = 86_400
 _LOG_FILE: Final = Path("logs/gateway.log")
+_AUDIT_FILE: Final = Path("logs/audit.jsonl")
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
@@ -103,6 +104,27 @@ class ServerSettings:
         unit="bytes",
         minimum=1024,
         maximum=1024 * MEBIBYTE,
+    )
+    max_connections: int = _setting(
+        1000,
+        "Most WebSockets and event streams open at once; one more is told so and closed with 3504.",
+        unit="connections",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    max_connections_per_user: int = _setting(
+        10,
+        "Most WebSockets and event streams of one user; one more is told so and closed with 3504.",
+        unit="connections",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    sweep_interval: float = _setting(
+        300.0,
+        "Time between two sweeps of what nobody needs any more.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
     )
 
 
@@ -214,10 +236,51 @@ class WebSocketSettings:
         100, "Most frames in one batch (a JSON array of frames).", unit="frames", minimum=1, maximum=10_000
     )
     max_depth: int = _setting(
-        64, "Deepest nesting of JSON in a frame.", unit="levels", minimum=4, maximum=500
+        64, "Deepest nesting of JSON in a frame.", unit="levels", minimum=4, maximum=128
     )
     max_calls: int = _setting(
         16, "Most calls at once on one socket.", unit="calls", minimum=1, maximum=10_000
+    )
+    frames_rate: float = _setting(
+        2000.0,
+        "Frames that one user may send on and on, over all sockets; those above it get rate_limited.",
+        unit="frames per second",
+        minimum=0.1,
+        maximum=1_000_000,
+    )
+    frames_burst: int = _setting(
+        4000, "Frames that one user may send at once.", unit="frames", minimum=1, maximum=1_000_000
+    )
+    max_refusals: int = _setting(
+        100,
+        "Frames refused with rate_limited, beyond those let through, before a socket is closed with 3013.",
+        unit="frames",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    read_timeout: float = _setting(
+        60.0,
+        "Silence of a client, pongs counting as life signs, after which its socket is closed with 3012.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    write_timeout: float = _setting(
+        10.0,
+        "Time that a reader may take nothing while something waits for it; then it is closed with 3008.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    echo: bool = _setting(
+        False, "Whether `/ws/echo` answers, for suites that test the wire; it asks for no credentials."
+    )
+    compression_minimum: int = _setting(
+        512,
+        "Size below which a message is sent as it is.",
+        unit="bytes",
+        minimum=0,
+        maximum=1024 * MEBIBYTE,
     )
     compression: bool = _setting(True, "Whether permessage-deflate is offered (RFC 7692).")
 
@@ -235,6 +298,16 @@ class CallSettings:
     )
     max_timeout: float = _setting(
         3600.0, "Longest time that a client may ask for.", unit="seconds", minimum=0.1, maximum=DAY
+    )
+    rate: float = _setting(
+        1000.0,
+        "Calls that one user may make on and on; those above it get rate_limited.",
+        unit="calls per second",
+        minimum=0.01,
+        maximum=1_000_000,
+    )
+    burst: int = _setting(
+        2000, "Calls that one user may make at once.", unit="calls", minimum=1, maximum=1_000_000
     )
 
 
@@ -291,6 +364,20 @@ class BackendSettings:
         minimum=1,
         maximum=100_000,
     )
+    max_calls: int = _setting(
+        64,
+        "Most calls at once on one backend; more wait in line, the users by turns.",
+        unit="calls",
+        minimum=1,
+        maximum=100_000,
+    )
+    max_waiting: int = _setting(
+        1000,
+        "Most calls that wait in line for one backend; one more ends with queue_full.",
+        unit="calls",
+        minimum=0,
+        maximum=100_000,
+    )
 
 
 @dataclass(frozen=True)
@@ -306,6 +393,101 @@ class EventSettings:
         unit="seconds",
         minimum=0,
         maximum=DAY,
+    )
+    log_size: int = _setting(
+        10_000,
+        "Events that the log holds for readers who come back.",
+        unit="events",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    log_age: float = _setting(
+        300.0, "Age beyond which an event leaves the log.", unit="seconds", minimum=1, maximum=DAY
+    )
+    log_bytes: int = _setting(
+        64 * MEBIBYTE,
+        "Bytes of the events that the log holds; the oldest leave it first.",
+        unit="bytes",
+        minimum=1024,
+        maximum=64 * 1024 * MEBIBYTE,
+    )
+    max_waiting: int = _setting(
+        256,
+        "Events, progress and results that may wait for one reader.",
+        unit="frames",
+        minimum=1,
+        maximum=100_000,
+    )
+    max_waiting_size: int = _setting(
+        MEBIBYTE, "Bytes that may wait for one reader.", unit="bytes", minimum=1024, maximum=1024 * MEBIBYTE
+    )
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """``[sessions]`` of the configuration."""
+
+    resume_time: float = _setting(
+        120.0,
+        "Time that a client whose connection broke has to come back; then its calls are cancelled.",
+        unit="seconds",
+        minimum=0,
+        maximum=DAY,
+    )
+    max_results: int = _setting(
+        256,
+        "Ends of calls that one session keeps for its client.",
+        unit="results",
+        minimum=1,
+        maximum=100_000,
+    )
+    max_result_bytes: int = _setting(
+        16 * MEBIBYTE,
+        "Size of the ends of calls that one session keeps for its client.",
+        unit="bytes",
+        minimum=1024,
+        maximum=1024 * MEBIBYTE,
+    )
+    max_total_result_bytes: int = _setting(
+        256 * MEBIBYTE,
+        "Memory for the ends of calls that all sessions keep; then the session that keeps most gives way.",
+        unit="bytes",
+        minimum=1024,
+        maximum=1024 * 1024 * MEBIBYTE,
+    )
+    max_sessions: int = _setting(
+        10_000,
+        "Sessions that wait for their clients to come back.",
+        unit="sessions",
+        minimum=1,
+        maximum=1_000_000,
+    )
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """``[audit]`` of the configuration."""
+
+    file: Path = _setting(_AUDIT_FILE, "File that the audit log is written to, one JSON object a line.")  # noqa: RUF009
+    max_size: int = _setting(
+        10 * MEBIBYTE,
+        "Size at which the file is put aside and a new one begun.",
+        unit="bytes",
+        minimum=1024,
+        maximum=10 * 1024 * MEBIBYTE,
+    )
+    backups: int = _setting(10, "How many files put aside are kept.", unit="files", minimum=1, maximum=1000)
+    arguments: bool = _setting(False, "Whether the arguments of calls are written; they may hold secrets.")
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """``[metrics]`` of the configuration."""
+
+    public: bool = _setting(
+        False,
+        "Whether anybody may read /metrics; else only clients on this machine, and tokens with the scope "
+        "`admin`.",
     )
 
 
@@ -325,6 +507,9 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
     "calls": CallSettings,
     "backends": BackendSettings,
     "events": EventSettings,
+    "sessions": SessionSettings,
+    "audit": AuditSettings,
+    "metrics": MetricsSettings,
     "memory": MemorySettings,
 }
 
@@ -333,10 +518,13 @@ SECTION_HELP: Final[Mapping[str, str]] = {
     "data": "Where the gateway keeps what must outlive it.",
     "log": "The log file.",
     "auth": "How a client's token is checked.",
+    "sessions": "What outlives a connection that broke.",
     "websocket": "Limits of one socket.",
-    "calls": "How long a tool call may take.",
+    "calls": "How long a tool call may take, and how many a user may make.",
     "backends": "How backend servers are started, watched and stopped.",
     "events": "Server-Sent Events (HTML Living Standard, section 9.2).",
+    "audit": "The audit log: who did what, from where, and what came of it.",
+    "metrics": "What the gateway tells Prometheus.",
     "memory": "The embedded memory server.",
 }
 

@@ -95,7 +95,7 @@ def test_all_faults_of_all_places_are_told_at_once() -> None:
         "mcpgw.toml: [log] format: 'xml' is none of text, json",
         "environment MCPGW_SERVER_PORT: 'abc' is not a whole number (unit: port)",
         "environment MCPGW_SERVER_PROT: unknown variable; did you mean 'MCPGW_SERVER_PORT'?",
-        "flag --port: 99999 is above the most, 65535 port",
+        "flag --port: 99999 is too large: at most 65535",
         "flag --log-level: 'loud' is none of debug, info, warning, error",
     )
     assert "mcpgw.toml: [servers.x] comand: unknown key; did you mean 'command'?" in found

@@ -26,9 +26,7 @@ def configured_tokens(config: Config, *, create_key: bool) -> Tokens:
     key = auth.secret if auth.algorithm == "HS256" else auth.public_key
     if not key:
         if not create_key and not os.path.lexists(config.data.dir / FILE_NAME):
-            fault = (
-                f"there is no signing key in {config.data.dir}: start the gateway there once with mcpgw serve"
-            )
+            fault = f"there is no signing key in {config.data.dir}: start the gateway there once"
             raise SigningKeyMissingError([f"{fault}, or name its data folder with --data-dir"])
         key = load_or_create_signing_key(config.data.dir)
     return Tokens(

@@ -5,6 +5,8 @@
     tools:call:SERVER/TOOL   that tool
     servers:read             the list of servers and of their tools
     events:read              the streams of events
+    rooms:join               every room
+    rooms:join:ROOM          that room
     admin                    all of the above
 
 Names are compared as a whole, never by a beginning. A scope that breaks this grammar grants nothing.
@@ -12,25 +14,24 @@ A tool's name may hold ``/``, ``:`` and spaces; the ``scope`` claim of a token i
 (RFC 8693 section 4.2), so a tool with a space in its name can only be granted by a claim that is a list.
 """
 
-import re
 from typing import Final, Protocol
 
 from mcpgw.errors import ConfigError, PermissionDenied, suggest
+from mcpgw.server_definitions import SERVER_NAME
 
 ADMIN: Final = "admin"
 CALL_TOOLS: Final = "tools:call"
 READ_EVENTS: Final = "events:read"
 READ_SERVERS: Final = "servers:read"
-SCOPES: Final = (ADMIN, CALL_TOOLS, READ_EVENTS, READ_SERVERS)
+JOIN_ROOMS: Final = "rooms:join"
+SCOPES: Final = (ADMIN, CALL_TOOLS, JOIN_ROOMS, READ_EVENTS, READ_SERVERS)
 """The scopes that name no server and no tool."""
-
-SERVER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-"""A server's name; to be used with ``fullmatch``."""
 
 MAXIMUM_TOOL_NAME: Final = 256
 """Longest name of a tool that a scope of its own can grant, in characters."""
 
 _ONE_SERVER = f"{CALL_TOOLS}:"
+_ONE_ROOM = f"{JOIN_ROOMS}:"
 _LONGEST_IN_A_MESSAGE = 128
 
 
@@ -47,6 +48,8 @@ def check_scope(text: str) -> None:
     if text in SCOPES:
         return
     shown = repr(text[:_LONGEST_IN_A_MESSAGE])
+    if text.startswith(_ONE_ROOM) and SERVER_NAME.fullmatch(text.removeprefix(_ONE_ROOM)):
+        return
     if text.startswith(_ONE_SERVER):
         if _is_target(text.removeprefix(_ONE_SERVER)):
             return
@@ -62,7 +65,8 @@ def check_scope(text: str) -> None:
         )
     target = text.split(":", 2)[2:]
     known = [f"{_ONE_SERVER}{target[0]}"] if target and _is_target(target[0]) else SCOPES
-    raise ConfigError([f"scope {shown} is not known{suggest(text, known)}"])
+    narrow = f"; for less than all tools, {_ONE_SERVER}SERVER or {_ONE_SERVER}SERVER/TOOL"
+    raise ConfigError([f"scope {shown} is not known{suggest(text, known)}{narrow}"])
 
 
 def may_call(caller: Caller, server: str, tool: str) -> bool:
@@ -96,6 +100,16 @@ def may_read_servers(caller: Caller) -> bool:
 def may_read_events(caller: Caller) -> bool:
     """Whether `caller` may read the streams of events."""
     return _has(caller, READ_EVENTS)
+
+
+def is_admin(caller: Caller) -> bool:
+    """Whether `caller` may do everything."""
+    return ADMIN in caller.scopes
+
+
+def may_join_room(caller: Caller, room: str) -> bool:
+    """Whether `caller` may be in the room of that name, read it and speak in it."""
+    return _has(caller, JOIN_ROOMS) or f"{_ONE_ROOM}{room}" in caller.scopes
 
 
 def require_call(caller: Caller, server: str, tool: str) -> None:

@@ -8,10 +8,11 @@ Writing is one step: `encode`. Source: the wire contract, sections 1, 3 and 4; t
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from mcpgw.errors import GatewayError, InvalidParams, ParseError, TooLarge, UnknownType, suggest
 from mcpgw.wire import strict_json
+from mcpgw.wire.events import Position
 from mcpgw.wire.validation import definition_checker, require
 
 PROTOCOL = "mcpgw.v1"
@@ -127,10 +128,71 @@ class Cancel:
     reply: ReplyTo
 
 
-ClientFrame = Ping | Auth | StatusRequest | ListTools | ToolCall | Cancel
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """What a subscriber wants of a channel: these types, these servers, this level and above; None is all."""
 
-CLIENT_TYPES = ("ping", "auth", "status", "list_tools", "tool_call", "cancel")
+    types: frozenset[str] | None = None
+    servers: frozenset[str] | None = None
+    min_level: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Asks for the events of a channel, those behind the position `since` first."""
+
+    channel: str
+    since: Position | None = None
+    filter: EventFilter = EventFilter()
+    reply: ReplyTo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Ends a subscription."""
+
+    channel: str
+    reply: ReplyTo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Says something to everyone in a room."""
+
+    channel: str
+    payload: Any = field(repr=False)
+    reply: ReplyTo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Goes on with the session of a connection that was lost; `pending` are the calls without an end."""
+
+    session: str = field(repr=False)
+    pending: tuple[str, ...]
+    since: Position | None = None
+    reply: ReplyTo | None = None
+
+
+ClientFrame = (
+    Ping | Auth | StatusRequest | ListTools | ToolCall | Cancel | Subscribe | Unsubscribe | Publish | Resume
+)
+
+CLIENT_TYPES = (
+    "ping",
+    "auth",
+    "status",
+    "list_tools",
+    "tool_call",
+    "cancel",
+    "subscribe",
+    "unsubscribe",
+    "publish",
+    "resume",
+)
 """The types that this gateway answers."""
+
+_CHANNEL_TYPES = frozenset({"subscribe", "unsubscribe", "publish"})
 
 OPEN_TYPES = frozenset({"ping", "auth", "status"})
 """The types that are answered before authentication."""
@@ -163,8 +225,9 @@ def decode(envelope: Envelope) -> ClientFrame:
     kind = envelope.type
     if kind not in CLIENT_TYPES:
         raise UnknownType(f"no frame type {kind[:64]!r}{suggest(kind, CLIENT_TYPES)}")
-    require(definition_checker("client-frames", kind), envelope.frame, what=f"the {kind} frame")
-    data = envelope.frame.get("data", {})
+    frame = _with_channel_inside(envelope.frame) if kind in _CHANNEL_TYPES else envelope.frame
+    require(definition_checker("client-frames", kind), frame, what=f"the {kind} frame")
+    data = frame.get("data", {})
     reply = envelope.reply
     match kind:
         case "ping":
@@ -175,6 +238,14 @@ def decode(envelope: Envelope) -> ClientFrame:
             return StatusRequest(reply)
         case "list_tools":
             return ListTools(data.get("serverId"), reply)
+        case "subscribe":
+            return Subscribe(data["channel"], _since(data), _filter(data.get("filter", {})), reply)
+        case "unsubscribe":
+            return Unsubscribe(data["channel"], reply)
+        case "publish":
+            return Publish(data["channel"], data["payload"], reply)
+        case "resume":
+            return Resume(data["session"], tuple(data["pending"]), _since(data), reply)
     assert reply is not None, "the schemas of calls and cancels require an id"  # noqa: S101
     if kind == "cancel":
         return Cancel(reply)
@@ -185,6 +256,35 @@ def decode(envelope: Envelope) -> ClientFrame:
         params=data.get("params", {}),
         timeout_ms=data.get("timeoutMs"),
         on_disconnect=data.get("onDisconnect"),
+    )
+
+
+def _with_channel_inside(frame: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The frame with ``channel`` in its data: the older route has it beside the type."""
+    if "channel" not in frame:
+        return frame
+    data = frame.get("data", {})
+    if data.get("channel", frame["channel"]) != frame["channel"]:
+        raise InvalidParams(
+            "the frame: channel and data.channel differ",
+            details=[
+                {"path": "/channel", "reason": "is another place for data.channel and must be the same"}
+            ],
+        )
+    return {**frame, "data": {**data, "channel": frame["channel"]}}
+
+
+def _since(data: Mapping[str, Any]) -> Position | None:
+    """The position that the schema has let through; one that is none names no place in any log."""
+    text = data.get("since")
+    return None if text is None else Position.parse(text) or Position("", 0)
+
+
+def _filter(data: Mapping[str, Any]) -> EventFilter:
+    return EventFilter(
+        types=frozenset(data["types"]) if "types" in data else None,
+        servers=frozenset(data["servers"]) if "servers" in data else None,
+        min_level=data.get("minLevel"),
     )
 
 
@@ -217,6 +317,8 @@ class Status:
     max_message_size: int
     features: tuple[str, ...]
     open_calls: tuple[str, ...] | None = None
+    channels: tuple[str, ...] | None = None
+    resumed: bool | None = None
 
     def data(self) -> dict[str, Any]:
         """The members of the frame's ``data``."""
@@ -237,6 +339,10 @@ class Status:
             data["user"] = self.user
         if self.open_calls is not None:
             data["openCalls"] = list(self.open_calls)
+        if self.channels is not None:
+            data["channels"] = list(self.channels)
+        if self.resumed is not None:
+            data["resumed"] = self.resumed
         return data
 
 
@@ -367,6 +473,82 @@ class Error:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The answer to `Subscribe`: where the log is, and whether all that was missed follows.
+
+    `present` tells who is in a room.
+    """
+
+    type: ClassVar[str] = "subscribed"
+    channel: str
+    position: Position
+    recovered: bool
+    present: tuple[Mapping[str, str], ...] | None = None
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        data: dict[str, Any] = {
+            "channel": self.channel,
+            "epoch": self.position.epoch,
+            "offset": self.position.offset,
+            "recovered": self.recovered,
+        }
+        if self.present is not None:
+            data["present"] = list(self.present)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribed:
+    """The answer to `Unsubscribe`."""
+
+    type: ClassVar[str] = "unsubscribed"
+    channel: str
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        return {"channel": self.channel}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The answer to `Publish`, with the offset of the event that it made."""
+
+    type: ClassVar[str] = "published"
+    channel: str
+    offset: int
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        return {"channel": self.channel, "offset": self.offset}
+
+
+@dataclass(frozen=True, slots=True)
+class Lagged:
+    """Told where events or progress were dropped, because the reader was too slow."""
+
+    type: ClassVar[str] = "lagged"
+    channel: str
+    dropped: int
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        return {"channel": self.channel, "dropped": self.dropped}
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Told while a call waits for its turn at a busy server."""
+
+    type: ClassVar[str] = "queued"
+    position: int
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        return {"position": self.position}
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnect:
     """The last frame before the gateway closes, with the close code that follows."""
 
@@ -374,13 +556,46 @@ class Disconnect:
     code: int
     reason: str
     reconnect: bool
+    retry_after_ms: int | None = None
 
     def data(self) -> dict[str, Any]:
         """The members of the frame's ``data``."""
-        return {"code": self.code, "reason": self.reason, "reconnect": self.reconnect}
+        data: dict[str, Any] = {"code": self.code, "reason": self.reason, "reconnect": self.reconnect}
+        if self.retry_after_ms is not None:
+            data["retryAfterMs"] = self.retry_after_ms
+        return data
 
 
-ServerFrame = Status | Pong | Tools | ToolProgress | ToolLog | ToolResponse | Error | Disconnect
+ServerFrame = (
+    Status
+    | Pong
+    | Tools
+    | ToolProgress
+    | ToolLog
+    | ToolResponse
+    | Error
+    | Subscribed
+    | Unsubscribed
+    | Published
+    | Lagged
+    | Queued
+    | Disconnect
+)
+
+
+SERVER_TYPES = tuple(frame.type for frame in get_args(ServerFrame))
+"""The types that this gateway sends, events aside."""
+
+
+def prepare() -> None:
+    """Compile every schema of a client's frame now, so that no first frame waits for it, or fails for it."""
+    for definition in ("envelope", *CLIENT_TYPES):
+        definition_checker("client-frames", definition)
+
+
+def type_of(text: str) -> str:
+    """The type of a frame that `encode` has written: it stands first."""
+    return text[9 : text.index('"', 9)]
 
 
 def encode(frame: ServerFrame, reply: ReplyTo | None = None) -> str:

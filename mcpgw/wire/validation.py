@@ -12,21 +12,27 @@ from importlib.resources import files
 from itertools import islice
 from typing import Any
 
+import regex
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
-from jsonschema.protocols import Validator
-from jsonschema.validators import extend, validator_for
+from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from mcpgw.errors import InvalidParams, suggest
+from mcpgw.wire.schema_budget import Budget, BudgetExceededError, with_budget
 
 _MOST_FAULTS = 20
 _LONGEST_REASON = 200
+_MOST_NODES = 20_000
 
 
 class UnusableSchemaError(ValueError):
     """A schema that is no JSON Schema, or that refers to what is not in it."""
+
+
+class SlowCheckError(UnusableSchemaError):
+    """A check that took longer than its budget."""
 
 
 def pointer(*parts: object) -> str:
@@ -38,13 +44,19 @@ class SchemaChecker:
     """One JSON Schema, ready to check many values.
 
     The dialect is the one that ``$schema`` names, else 2020-12 (as MCP 2025-11-25 and later have it). Nothing
-    is ever fetched: a ``$ref`` that leaves the document makes the schema unusable.
+    is ever fetched: a ``$ref`` that leaves the document makes the schema unusable. `budget` bounds the time
+    of one check in seconds, for schemas of others.
 
     Raises:
-        UnusableSchemaError: the schema is no valid JSON Schema.
+        UnusableSchemaError: the schema is no valid JSON Schema, or too large to be checked on the way.
     """
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
+    def __init__(self, schema: Mapping[str, Any], *, budget: float | None = None) -> None:
+        self._budget = budget
+        if budget is not None and not _is_handy(schema):
+            raise UnusableSchemaError(
+                "it is too large, or mixes unevaluatedProperties with patternProperties"
+            )
         if not isinstance(schema.get("$schema", ""), str):
             raise UnusableSchemaError("not a JSON Schema: its $schema is no text")
         dialect = validator_for(schema, default=Draft202012Validator)
@@ -52,46 +64,43 @@ class SchemaChecker:
             dialect.check_schema(dict(schema))
         except (SchemaError, RecursionError, re.error) as error:
             raise UnusableSchemaError(f"not a JSON Schema: {str(error).splitlines()[0]}") from None
-        self._validator = _with_linear_rules(dialect)(dict(schema), registry=Registry())
+        self._validator = with_budget(dialect)(dict(schema), registry=Registry())
 
     def faults(self, value: Any, *, root: tuple[object, ...] = ()) -> list[dict[str, str]]:
         """Every fault of `value` (20 at most), with paths that begin at `root`; empty where it is right.
 
         Raises:
-            UnusableSchemaError: a reference of the schema leads nowhere or in a circle, or a pattern is none.
+            UnusableSchemaError: a reference of the schema leads nowhere or in a circle, a pattern is none, or
+                the check takes longer than its budget (SlowCheckError).
         """
+        Budget.begin(self._budget)
         try:
             errors = self._validator.iter_errors(value)
             # Lazily: one error can stand for a hundred thousand unknown names, and each costs a search.
             found = list(
                 islice((fault for error in errors for fault in _in_words(error, root)), _MOST_FAULTS)
             )
-        except (Unresolvable, RecursionError, re.error) as error:
+        except BudgetExceededError:
+            raise SlowCheckError("the check takes too long") from None
+        except (Unresolvable, RecursionError, re.error, regex.error) as error:
             raise UnusableSchemaError(f"the schema cannot be followed: {error}") from None
         return found
 
 
-@cache
-def _with_linear_rules(dialect: type[Validator]) -> type[Validator]:
-    """`dialect` without a rule whose time grows with the square of what a client sends."""
-    changed: type[Validator] = extend(dialect, {"uniqueItems": _unique_items})  # type: ignore[no-untyped-call]
-    return changed
-
-
-def _unique_items(
-    _validator: Validator, wanted: bool, items: object, _schema: Mapping[str, Any]
-) -> Iterator[ValidationError]:
-    if wanted and isinstance(items, list) and len({_identity(item) for item in items}) < len(items):
-        yield ValidationError("has equal items")
-
-
-def _identity(value: Any) -> object:
-    """What is equal for equal JSON values alone; 1 is 1.0 and is not true (JSON Schema, section 4.2.2)."""
-    if isinstance(value, dict):
-        return "object", frozenset((name, _identity(part)) for name, part in value.items())
-    if isinstance(value, list):
-        return "array", tuple(map(_identity, value))
-    return (type(value) if isinstance(value, bool) else None), value
+def _is_handy(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema of others is small enough to be compiled on the event loop, and every rule bounded."""
+    nodes, waiting, names = 0, [schema], set[str]()
+    while waiting:
+        part: Any = waiting.pop()
+        nodes += 1
+        if isinstance(part, Mapping):
+            names.update(part)
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+        if nodes > _MOST_NODES:
+            return False
+    return not {"unevaluatedProperties", "patternProperties"} <= names
 
 
 def _in_words(error: ValidationError, root: tuple[object, ...]) -> Iterator[dict[str, str]]:
@@ -110,7 +119,7 @@ def _in_words(error: ValidationError, root: tuple[object, ...]) -> Iterator[dict
         known = schema.get("properties", {})
         patterns = schema.get("patternProperties", {})
         for name in error.instance:
-            if name not in known and not any(re.search(pattern, name) for pattern in patterns):
+            if name not in known and not any(Budget.search(pattern, name) for pattern in patterns):
                 yield {"path": pointer(*place, name[:128]), "reason": f"is not known{suggest(name, known)}"}
     else:
         yield {"path": pointer(*place), "reason": _shortened(_broken_rule(str(error.validator), rule))}

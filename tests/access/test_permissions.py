@@ -131,7 +131,7 @@ def test_a_scope_of_the_grammar_passes(scope: str) -> None:
         ("tools:cal:memory/add", "did you mean 'tools:call:memory/add'?"),
         ("server:read", "did you mean 'servers:read'?"),
         ("Admin", "did you mean 'admin'?"),
-        ("", "there is 'admin', 'events:read', 'servers:read', 'tools:call'"),
+        ("", "there is 'admin', 'events:read', 'rooms:join', 'servers:read', 'tools:call'"),
         ("zzz", "there is 'admin'"),
         ("tools:call:", "a server's name"),
         ("tools:call:my server", "a server's name"),

@@ -1,0 +1,6 @@
+"""The log of events: what has happened, in one order, for everyone who may know of it."""
+
+from mcpgw.bus.bus import Bus, Listener, Replay
+from mcpgw.bus.local import LocalBus
+
+__all__ = ["Bus", "Listener", "LocalBus", "Replay"]

@@ -1,0 +1,264 @@
+"""The vocabulary of events: every type with its channel, its data, and who may read it.
+
+All events form one ordered log; channels are filters on it. A *state* event tells the newest value of
+something (its key), so that an older one of the same key is worth nothing any more; a *stream* event stands
+for itself. Source: the wire contract, section 4; the seed of the routes ("Event Types Supported").
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from mcpgw.wire import strict_json
+
+_POSITION = re.compile(r"([0-9a-f]{16})-([0-9]{1,15})")
+_NAMED_CHANNEL = re.compile(r"(user|room):(.{1,256})", re.DOTALL)
+_ROOM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+CHANNELS: Final = ("servers", "gateway", "catalogs", "config", "system", "calls")
+"""The channels that are there always; beside them ``user:ID`` and ``room:NAME``."""
+
+LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""Levels of logs and alerts, rising (RFC 5424, as MCP has them)."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in the log: the run of the log (`epoch`, 16 hexadecimal digits) and the `offset` in it."""
+
+    epoch: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position | None":
+        """Read what `__str__` writes; None where `text` is no position."""
+        match = _POSITION.fullmatch(text)
+        return None if match is None else cls(match[1], int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """One type of event.
+
+    `data` are the members of its data with a JSON Schema each; those in `optional` may be missing. `key`
+    names the member whose newest event alone counts; empty for a stream. `admin_only` hides it from others.
+    """
+
+    name: str
+    channel: str
+    help: str
+    data: Mapping[str, Mapping[str, Any]]
+    optional: frozenset[str] = frozenset()
+    key: str = ""
+    admin_only: bool = False
+
+    @property
+    def kind(self) -> Literal["state", "stream"]:
+        """Whether only the newest of a key counts, or each."""
+        return "state" if self.key else "stream"
+
+    @property
+    def data_schema(self) -> dict[str, Any]:
+        """The JSON Schema (2020-12) of the event's ``data``; nothing stands there that it does not name."""
+        return {
+            "type": "object",
+            "properties": {name: dict(schema) for name, schema in self.data.items()},
+            "required": [name for name in self.data if name not in self.optional],
+            "additionalProperties": False,
+        }
+
+
+_TEXT: Final[Mapping[str, Any]] = {"type": "string"}
+_NUMBER: Final[Mapping[str, Any]] = {"type": "number"}
+_WHOLE: Final[Mapping[str, Any]] = {"type": "integer"}
+_LEVEL: Final[Mapping[str, Any]] = {"enum": list(LEVELS)}
+_ANY: Final[Mapping[str, Any]] = {}
+
+
+def _server(name: str, help_text: str, *, state: bool = True, **data: Mapping[str, Any]) -> EventType:
+    common = {"serverId": _TEXT}
+    optional = frozenset({"reason", "nextTryAt", "failures", "protocolVersion"}) & data.keys()
+    return EventType(
+        f"server.{name}", "servers", help_text, common | data, optional, key="serverId" if state else ""
+    )
+
+
+def _call(name: str, help_text: str, optional: tuple[str, ...] = (), **data: Mapping[str, Any]) -> EventType:
+    common = {"callId": _TEXT, "user": _TEXT, "serverId": _TEXT, "toolName": _TEXT}
+    return EventType(f"call.{name}", "calls", help_text, common | data, frozenset(optional))
+
+
+_TABLE: Final = (
+    _server("enabled", "A server was switched on.", state=True),
+    _server("disabled", "A server was switched off.", state=True),
+    _server("starting", "A server's process or connection is being started."),
+    _server("started", "A server takes calls.", tools=_WHOLE, protocolVersion=_TEXT),
+    _server("stopped", "A server was stopped."),
+    _server(
+        "restarted", "A server takes calls again after it had ended.", tools=_WHOLE, protocolVersion=_TEXT
+    ),
+    _server(
+        "retrying",
+        "A server ended or could not be started; it is tried again at `nextTryAt`.",
+        reason=_TEXT,
+        nextTryAt=_WHOLE,
+        failures=_WHOLE,
+    ),
+    _server("error", "A server did what is no MCP.", state=False, reason=_TEXT),
+    EventType(
+        "server.status_update",
+        "servers",
+        "The state of a server, whatever it is.",
+        {"serverId": _TEXT, "state": _TEXT},
+        key="serverId",
+    ),
+    _server("log", "A line of a server's stderr.", state=False, level=_LEVEL, line=_TEXT),
+    _server("tools_changed", "A server lists other tools than before.", state=False, tools=_WHOLE),
+    _server("resource_updated", "A resource of a server has changed.", state=False, uri=_TEXT),
+    EventType("gateway.started", "gateway", "The gateway takes clients.", {"state": _TEXT}, key="state"),
+    EventType("gateway.stopped", "gateway", "The gateway has ended.", {"state": _TEXT}, key="state"),
+    EventType("gateway.restarted", "gateway", "The gateway runs again.", {"state": _TEXT}, key="state"),
+    EventType(
+        "gateway.draining",
+        "gateway",
+        "The gateway is ending: open calls go on, new ones are refused.",
+        {"state": _TEXT},
+        key="state",
+    ),
+    EventType("gateway.error", "gateway", "A fault of the gateway.", {"faultId": _TEXT}),
+    EventType(
+        "gateway.health_update",
+        "gateway",
+        "How many servers take calls.",
+        {"state": _TEXT, "ready": _WHOLE, "servers": _WHOLE},
+        key="state",
+    ),
+    *(
+        EventType(f"catalog.{name}", "catalogs", help_text, {"catalogId": _TEXT, "reason": _TEXT}, optional)
+        for name, help_text, optional in (
+            ("synced", "A catalog was read again.", frozenset({"reason"})),
+            ("imported", "A catalog was added.", frozenset({"reason"})),
+            ("updated", "A catalog has other entries.", frozenset({"reason"})),
+            ("error", "A catalog could not be read.", frozenset[str]()),
+        )
+    ),
+    EventType("config.updated", "config", "The configuration has changed.", {"source": _TEXT}),
+    EventType("config.applied", "config", "The new configuration is in force.", {"source": _TEXT}),
+    EventType(
+        "config.error",
+        "config",
+        "The new configuration has faults; the old one is in force.",
+        {"faults": _ANY},
+    ),
+    EventType("system.alert", "system", "A word of an operator to all.", {"level": _LEVEL, "message": _TEXT}),
+    EventType(
+        "system.maintenance",
+        "system",
+        "Maintenance that is to come; times in milliseconds since the epoch.",
+        {"message": _TEXT, "from": _WHOLE, "until": _WHOLE},
+        frozenset({"from", "until"}),
+    ),
+    EventType(
+        "system.log",
+        "system",
+        "A line of the gateway's own log.",
+        {"level": _LEVEL, "logger": _TEXT, "message": _TEXT},
+        admin_only=True,
+    ),
+    _call("started", "A call was sent to its server.", ("arguments",), arguments=_ANY),
+    _call(
+        "progress",
+        "How far a call is.",
+        ("total", "message"),
+        progress=_NUMBER,
+        total=_NUMBER,
+        message=_TEXT,
+    ),
+    _call(
+        "finished",
+        "A call was answered.",
+        ("result",),
+        success={"type": "boolean"},
+        durationMs=_WHOLE,
+        result=_ANY,
+    ),
+    _call("failed", "A call ended with an error.", (), code=_TEXT, durationMs=_WHOLE),
+    _call("cancelled", "A call was cancelled.", (), durationMs=_WHOLE),
+    EventType(
+        "user.connected", "user:", "A user has opened a connection.", {"clientId": _TEXT, "kind": _TEXT}
+    ),
+    EventType(
+        "user.disconnected", "user:", "A user's connection has ended.", {"clientId": _TEXT, "kind": _TEXT}
+    ),
+    EventType("user.notification", "user:", "A word to one user.", {"level": _LEVEL, "message": _TEXT}),
+    EventType("room.joined", "room:", "Somebody has come into the room.", {"user": _TEXT, "clientId": _TEXT}),
+    EventType("room.left", "room:", "Somebody has left the room.", {"user": _TEXT, "clientId": _TEXT}),
+    EventType(
+        "room.message",
+        "room:",
+        "What a member of the room has published.",
+        {"user": _TEXT, "clientId": _TEXT, "payload": _ANY},
+    ),
+)
+
+EVENT_TYPES: Final[Mapping[str, EventType]] = {row.name: row for row in _TABLE}
+"""Every type of event by its name."""
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """One entry of the log.
+
+    `owner` is the user whose doing it tells of, where only that user may see all of it; `masked` is the data
+    that others see in its place. Each text is made once, however many read it.
+    """
+
+    type: EventType
+    channel: str
+    data: Mapping[str, Any]
+    timestamp: int
+    position: Position
+    owner: str | None = None
+    masked: Mapping[str, Any] | None = None
+    _texts: dict[bool, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> str:
+        """What a state event is the newest of; empty for a stream."""
+        return f"{self.channel} {self.data[self.type.key]}" if self.type.key else ""
+
+    def text(self, *, full: bool = True) -> str:
+        """The event as a frame; without what only its owner may see where `full` is false.
+
+        Raises:
+            ValueError: the data holds what JSON has not (NaN, half of a surrogate pair), or is too deep.
+        """
+        full = full or self.masked is None
+        text = self._texts.get(full)
+        if text is None:
+            text = strict_json.dumps(
+                {
+                    "type": self.type.name,
+                    "id": str(self.position),
+                    "channel": self.channel,
+                    "data": self.data if full else self.masked,
+                    "timestamp": self.timestamp,
+                }
+            )
+            if not text.isascii():
+                text.encode()  # half of a surrogate pair must fail here, not in the transport of a reader
+            self._texts[full] = text
+        return text
+
+
+def channel_base(channel: str) -> str | None:
+    """The kind of a channel (``servers``, ``user:``, ``room:`` …); None where there is no such channel."""
+    if channel in CHANNELS:
+        return channel
+    match = _NAMED_CHANNEL.fullmatch(channel)
+    if match is None or (match[1] == "room" and not _ROOM_NAME.fullmatch(match[2])):
+        return None
+    return f"{match[1]}:"
