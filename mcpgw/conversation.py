@@ -1,12 +1,13 @@
 """One client's conversation: texts in, texts out, and no socket.
 
 A transport hands every message to `Conversation.receive` and takes what the conversation says through a
-`Sink`. `receive` never waits: a call runs in a task of its own, so that a slow one never holds up a fast one.
-Every request is answered; every call has exactly one end. Source: the wire contract, sections 1 to 5.
+`Sink`. `receive` never waits: calls run in tasks of their session, so that a slow one never holds up a fast
+one. Every request is answered. Source: the wire contract, sections 1 to 5.
 """
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,40 +15,62 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mcpgw.access.tokens import Principal, Tokens
+from mcpgw.audit import Actor, Audit
+from mcpgw.bus import Bus
 from mcpgw.errors import (
     AuthFailed,
     AuthRequired,
-    Cancelled,
     CloseCode,
-    DuplicateId,
     GatewayError,
     InternalError,
-    OutcomeUnknown,
+    InvalidParams,
     ParseError,
     PermissionDenied,
-    QueueFull,
+    RateLimited,
     TokenExpired,
-    ToolExecutionError,
-    UnknownCall,
-    suggest,
 )
 from mcpgw.gateway import Gateway
 from mcpgw.logs import log_event
-from mcpgw.settings import AuthSettings, WebSocketSettings
+from mcpgw.metrics import Metrics
+from mcpgw.rate_limit import FloodGuard, RateLimit, UserLimits, retry_after_ms
+from mcpgw.rooms import Rooms
+from mcpgw.session import Session, encode_result
+from mcpgw.session_store import SessionStore
+from mcpgw.settings import AuthSettings, SessionSettings, WebSocketSettings
+from mcpgw.tracing import CallerTrace
 from mcpgw.wire import frames
+from mcpgw.wire.events import Event
 from mcpgw.wire.frames import Envelope, ReplyTo, ServerFrame
 
 _LOGGER = logging.getLogger("mcpgw.websocket")
+_COMING_BACK_MS = 5000
+_AUDITED = ("permission_denied", "token_expired", "rate_limited")
+"""Refused frames that the audit log has; faults of form are for the client alone."""
+_REFUSALS_LOGGED = 10
+"""Refused frames of one connection that the log has in a second."""
 
-FEATURES = ("tools", "progress", "logs", "cancel", "batch")
+FEATURES = ("tools", "progress", "logs", "cancel", "batch", "events", "rooms", "resume")
 """What a client may find in ``status.data.features``: the parts of the contract that this gateway has."""
 
 
 class Sink(Protocol):
     """Where a conversation speaks to: a transport that only writes."""
 
-    def send(self, text: str) -> None:
-        """Send one frame; never waits and never fails because the client is gone."""
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing waits to be written."""
+
+    def send_result(self, text: str) -> None:
+        """Send what must not be lost; never waits and never fails because the client is gone."""
+
+    def send_state(self, key: str, text: str, source: str) -> None:
+        """Send what a newer text of the same key makes worthless; `source` is told where it is dropped."""
+
+    def send_stream(self, source: str, text: str) -> None:
+        """Send what may be dropped where the reader is too slow."""
+
+    def identify(self, user: str) -> str | None:
+        """The connection is `user`'s; answers why it is one too many where it is."""
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End the connection."""
@@ -60,7 +83,9 @@ class ClientInfo:
     client_id: str
     remote: str
     user_agent: str
+    path: str
     credentials: str
+    trace: CallerTrace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +94,21 @@ class ConversationSettings:
 
     auth: AuthSettings
     websocket: WebSocketSettings
+    sessions: SessionSettings
 
 
-@dataclass(slots=True, eq=False)
-class _OpenCall:
-    """A call that has not had its end yet."""
+@dataclass(frozen=True, slots=True)
+class ConversationParts:
+    """What every conversation works with."""
 
-    reply: ReplyTo
-    server_id: str
-    tool_name: str
-    started: float
-    task: asyncio.Task[None] | None = None
-    ended: bool = False
+    gateway: Gateway
+    tokens: Tokens
+    bus: Bus
+    rooms: Rooms
+    sessions: SessionStore
+    limits: UserLimits
+    metrics: Metrics
+    audit: Audit
 
 
 class Conversation:
@@ -93,8 +121,7 @@ class Conversation:
 
     def __init__(
         self,
-        gateway: Gateway,
-        tokens: Tokens,
+        parts: ConversationParts,
         settings: ConversationSettings,
         sink: Sink,
         client: ClientInfo,
@@ -103,21 +130,33 @@ class Conversation:
         refused: AuthFailed | None = None,
     ) -> None:
         self.client = client
-        self.session = secrets.token_urlsafe(18)
-        self._gateway = gateway
-        self._tokens = tokens
+        self._parts = parts
         self._settings = settings
         self._sink = sink
         self._principal = principal
         self._refused = refused
         self._credentials = client.credentials
-        self._calls: dict[str, _OpenCall] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._session = Session(
+            parts.gateway,
+            parts.bus,
+            parts.rooms,
+            settings=settings.sessions,
+            max_calls=settings.websocket.max_calls,
+            client_id=client.client_id,
+            metrics=parts.metrics,
+            audit=parts.audit,
+        )
+        self._session.trace = client.trace
+        self._session.outlet = self
         self._auth_deadline: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._failed_auths = 0
+        self._anonymous = None if principal is not None else parts.limits.frames_bucket()
+        self._flood = FloodGuard(settings.websocket.max_refusals)
+        self._refusals: RateLimit | None = None
         self._started = time.monotonic()
-        self._frames_in = 0
-        self._frames_out = 0
+        self.frames_in = 0
+        self.frames_out = 0
         self._over = False
 
     @property
@@ -134,6 +173,15 @@ class Conversation:
             agent=self.client.user_agent,
             credentials=self._credentials,
         )
+        self._parts.audit.connect(
+            self._actor(),
+            kind="websocket",
+            path=self.client.path,
+            credentials=self._credentials,
+            agent=self.client.user_agent,
+        )
+        if self._principal is not None:
+            self._belongs_to(self._principal)
         self._emit(self._status("Connected to MCP Gateway WebSocket"))
         if self._refused is not None:
             self._log(logging.WARNING, "refused credentials", code=self._refused.code)
@@ -147,55 +195,66 @@ class Conversation:
         if self._over:
             return
         if isinstance(message, bytes):
-            self._refuse(ParseError("a binary message: frames are JSON in text messages"), None)
+            if self._admit(None):
+                self._refuse(ParseError("a binary message: frames are JSON in text messages"), None)
             return
         try:
             values = frames.split_message(message, max_batch=self._settings.websocket.max_batch)
         except GatewayError as error:
-            self._refuse(error, None)
+            if self._admit(None):
+                self._refuse(error, None)
             return
         for value in values:
             if self._over:
                 break
-            self._frames_in += 1
+            self.frames_in += 1
             self._receive_frame(value)
 
     def lost(self, code: int | None) -> None:
-        """The socket is gone: end what runs for it. `code` is the close code where there was one."""
-        if self._auth_deadline is not None:
-            self._auth_deadline.cancel()
+        """The socket is gone. `code` is the close code that the client sent, where it did."""
+        for timer in (self._auth_deadline, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        # What a client answers to a close of the gateway's is not the client's own wish to leave.
+        left = not self._over and code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
         self._over = True
-        for call in list(self._calls.values()):
-            self._end(call, None, outcome="cancelled")
+        if self._session.outlet is self:
+            self._session.detach(clean=left)
+            if self._principal is None:
+                self._session.end()
+            else:
+                self._parts.sessions.park(self._session)
+        self._parts.audit.disconnect(
+            self._actor(), kind="websocket", code=code, seconds=time.monotonic() - self._started
+        )
+        self._tell_user("user.disconnected")
         self._log(
             logging.INFO,
             "disconnected",
             code=code,
             seconds=round(time.monotonic() - self._started, 3),
-            frames_in=self._frames_in,
-            frames_out=self._frames_out,
+            frames_in=self.frames_in,
+            frames_out=self.frames_out,
         )
 
     async def drain(self, deadline: float) -> None:
         """Let open calls come to their end until `deadline` (of the loop's clock), then say goodbye."""
-        loop = asyncio.get_running_loop()
-        while self._calls and not self._over and loop.time() < deadline:
-            waited = [call.task for call in self._calls.values() if call.task is not None]
-            await asyncio.wait(waited, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-        for call in list(self._calls.values()):
-            error = OutcomeUnknown("the gateway is ending and has stopped the call; it may have run in part")
-            self._end(call, frames.Error(error), outcome=error.code)
+        if not self._over:
+            await self._session.finish_calls(deadline)
         self.disconnect(CloseCode.SHUTDOWN, "the gateway is ending")
 
     async def wait_settled(self) -> None:
         """Wait until no task of this conversation runs any more (their backends have been told)."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await self._session.wait_settled()
 
     def disconnect(self, code: CloseCode, reason: str) -> None:
-        """Say why, then close."""
+        """Say why, then close. Where the client is not to come back, its calls end first."""
         if not self._over:
-            self._emit(frames.Disconnect(code.value, reason, code.reconnect))
+            if not code.reconnect and self._session.outlet is self and code != CloseCode.RESUMED_ELSEWHERE:
+                self._session.cancel_all("the connection was closed by the gateway")
+            # All come back at once else, to a gateway that has just begun.
+            jitter = random.randrange(_COMING_BACK_MS) if code == CloseCode.SHUTDOWN else None  # noqa: S311
+            self._emit(frames.Disconnect(code.value, reason, code.reconnect, jitter))
             self._over = True
             self._sink.close(code, reason)
 
@@ -203,14 +262,43 @@ class Conversation:
 
     def _receive_frame(self, value: object) -> None:
         reply = ReplyTo.of(value)
+        if not self._admit(reply):
+            return
         try:
             envelope = Envelope.open(value, max_depth=self._settings.websocket.max_depth)
+            self._parts.metrics.frame_received(envelope.type)
             if envelope.type not in frames.OPEN_TYPES:
                 # Its own call may be stopped by a client whose token has just run out.
                 self._require_principal(unexpired=envelope.type != "cancel")
             self._dispatch(frames.decode(envelope))
         except GatewayError as error:
             self._refuse(error, reply)
+        except Exception:
+            # The one boundary where a fault of the gateway becomes an answer; the log has all of it.
+            fault = secrets.token_hex(4)
+            _LOGGER.exception("internal error %s", fault)
+            internal = InternalError(f"a fault of the gateway; its log has it under the id {fault}")
+            self._emit(frames.Error(internal), reply)
+
+    def _admit(self, reply: ReplyTo | None) -> bool:
+        """Whether one more frame is within the rate of its user; refused and told otherwise."""
+        limits = self._parts.limits
+        wait = (
+            self._anonymous.try_take() if self._anonymous is not None else limits.try_frame(self.user or "")
+        )
+        if not wait:
+            self._flood.admitted()
+            return True
+        self._refuse(RateLimited("too many frames", retry_after_ms=retry_after_ms(wait)), reply)
+        if self._flood.refused():
+            self.disconnect(CloseCode.TOO_MANY_REQUESTS, "too many frames")
+        return False
+
+    def _call(self, frame: frames.ToolCall, principal: Principal) -> None:
+        wait = self._parts.limits.try_call(principal.user)
+        if wait:
+            raise RateLimited("too many calls", retry_after_ms=retry_after_ms(wait))
+        self._session.call(frame, principal)
 
     def _dispatch(self, frame: frames.ClientFrame) -> None:
         match frame:
@@ -223,9 +311,17 @@ class Conversation:
             case frames.ListTools():
                 self._list_tools(frame)
             case frames.ToolCall():
-                self._call(frame)
+                self._call(frame, self._require_principal())
             case frames.Cancel():
-                self._cancel(frame)
+                self._session.cancel(frame.reply)
+            case frames.Subscribe():
+                self._session.subscribe(frame, self._require_principal())
+            case frames.Unsubscribe():
+                self._session.unsubscribe(frame)
+            case frames.Publish():
+                self._session.publish(frame, self._require_principal())
+            case frames.Resume():
+                self._resume(frame, self._require_principal())
 
     def _require_principal(self, *, unexpired: bool = True) -> Principal:
         if self._principal is None:
@@ -239,28 +335,34 @@ class Conversation:
             principal = self._proved_by(frame.token)
         except (AuthFailed, PermissionDenied) as error:
             self._log(logging.WARNING, "refused credentials", code=error.code, credentials="frame")
+            self._parts.audit.auth(self._actor(), credentials="frame", outcome=error.code)
             self._emit(frames.Error(error), frame.reply)
             self._failed_auths += 1
             if self._failed_auths >= self._settings.auth.max_attempts:
                 self.disconnect(CloseCode.INVALID_TOKEN, "too many failed authentications")
             return
-        self._principal = principal
+        one_too_many = self._sink.identify(principal.user)
+        if one_too_many is not None:
+            self.disconnect(CloseCode.CONNECTION_LIMIT, one_too_many)
+            return
+        self._belongs_to(principal)
         self._credentials = "frame"
         self._failed_auths = 0
         if self._auth_deadline is not None:
             self._auth_deadline.cancel()
             self._auth_deadline = None
         self._log(logging.INFO, "authenticated", credentials="frame")
+        self._parts.audit.auth(self._actor(), credentials="frame")
         self._emit(self._status("Authenticated", asked=True), frame.reply)
 
     def _proved_by(self, token: str) -> Principal:
-        principal = self._tokens.verify(token)
+        principal = self._parts.tokens.verify(token)
         if self._principal is not None and principal.user != self._principal.user:
             raise PermissionDenied("this connection belongs to another user: open a new one")
         return principal
 
     def _list_tools(self, frame: frames.ListTools) -> None:
-        listed = self._gateway.list_tools(self._require_principal(), frame.server_id)
+        listed = self._parts.gateway.list_tools(self._require_principal(), frame.server_id)
         tools: list[Mapping[str, Any]] = []
         for server_id, tool in listed:
             entry: dict[str, Any] = {"serverId": server_id, "name": tool.name}
@@ -274,126 +376,141 @@ class Conversation:
             tools.append(entry)
         self._emit(frames.Tools(tuple(tools)), frame.reply)
 
-    def _cancel(self, frame: frames.Cancel) -> None:
-        call = self._calls.get(frame.reply.id)
-        if call is None:
-            raise UnknownCall(
-                f"no open call has the id {frame.reply.id!r}{suggest(frame.reply.id, self._calls)}"
-            )
-        self._end(call, frames.Error(Cancelled("the call was cancelled")), outcome=Cancelled.code)
+    def _belongs_to(self, principal: Principal) -> None:
+        self._anonymous = None
+        first = self._principal is None or self._session.principal is None
+        self._principal = principal
+        self._watch_expiry(principal)
+        self._session.principal = principal
+        self._session.actor = self._actor()
+        if first:
+            self._parts.sessions.add(self._session)
+            self._tell_user("user.connected")
 
-    # --- calls ---------------------------------------------------------------------------------------------
+    def _watch_expiry(self, principal: Principal) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        left = principal.expires_at + self._settings.auth.leeway - time.time()
+        self._expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._expired)
 
-    def _call(self, frame: frames.ToolCall) -> None:
-        principal = self._require_principal()
-        if frame.reply.id in self._calls:
-            # The open call keeps its one end: this refusal carries the id and says so by its code.
-            raise DuplicateId(f"a call with the id {frame.reply.id!r} is open: choose another")
-        limit = self._settings.websocket.max_calls
-        if len(self._calls) >= limit:
-            raise QueueFull(
-                f"{limit} calls are open on this connection: wait for one to end", retry_after_ms=1000
-            )
-        call = _OpenCall(frame.reply, frame.server_id, frame.tool_name, time.monotonic())
-        self._calls[frame.reply.id] = call
-        call.task = asyncio.create_task(self._run(call, frame, principal), name=f"call {frame.reply.id}")
-        self._tasks.add(call.task)
-        call.task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, call: _OpenCall, frame: frames.ToolCall, principal: Principal) -> None:
-        def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            if not call.ended:
-                update = frames.ToolProgress(call.server_id, call.tool_name, progress, total, message)
-                self._emit(update, call.reply)
-
-        def on_log(level: str, logger: str | None, data: Any) -> None:
-            if not call.ended:
-                self._emit(frames.ToolLog(level, data, logger), call.reply)
-
-        try:
-            result = await self._gateway.call_tool(
-                principal,
-                frame.server_id,
-                frame.tool_name,
-                frame.params,
-                timeout_ms=frame.timeout_ms,
-                on_progress=on_progress,
-                on_log=on_log,
-            )
-        except GatewayError as error:
-            self._end(call, frames.Error(error), outcome=error.code)
-        except Exception:
-            # The one boundary where a fault of the gateway becomes an answer; the log has all of it.
-            fault = secrets.token_hex(4)
-            _LOGGER.exception("internal error %s", fault)
-            internal = InternalError(f"a fault of the gateway; its log has it under the id {fault}")
-            self._end(call, frames.Error(internal), outcome=internal.code)
+    def _expired(self) -> None:
+        # The wall clock may have been set back meanwhile: the token decides, not the timer.
+        principal = self._principal
+        if principal is not None and time.time() < principal.expires_at + self._settings.auth.leeway:
+            self._watch_expiry(principal)
         else:
-            response = frames.ToolResponse(
-                server_id=call.server_id,
-                tool_name=call.tool_name,
-                content=result.content,
-                duration_ms=round((time.monotonic() - call.started) * 1000),
-                structured_content=result.structured_content,
-                has_structured_content=result.has_structured_content,
-                is_error=result.is_error,
-                meta=result.meta,
-            )
-            self._end(call, response, outcome="tool_error" if result.is_error else "ok")
+            self.disconnect(CloseCode.TOKEN_EXPIRED, "the token has expired")
 
-    def _end(self, call: _OpenCall, frame: ServerFrame | None, *, outcome: str) -> None:
-        """Give a call its one end; whatever comes later for it is dropped."""
-        if call.ended:
-            return
-        call.ended = True
-        del self._calls[call.reply.id]
-        if frame is not None:
-            self._emit(frame, call.reply)
-        if call.task is not None and call.task is not asyncio.current_task():
-            call.task.cancel()
-        self._log(
-            logging.INFO,
-            "call",
-            server=call.server_id,
-            tool=call.tool_name,
-            outcome=outcome,
-            ms=round((time.monotonic() - call.started) * 1000, 1),
-        )
+    def _resume(self, frame: frames.Resume, principal: Principal) -> None:
+        if not self._session.is_fresh:
+            raise InvalidParams(
+                "resume comes before any call or subscription of its connection",
+                details=[{"path": "/type", "reason": "must be the first request of a connection"}],
+            )
+        session = self._parts.sessions.take(frame.session, principal.user)
+        if session is not None and session is not self._session:
+            self._parts.sessions.remove(self._session)
+            if session.outlet is not None:
+                session.outlet.replaced()
+            session.attach(self, self.client.client_id)
+            session.principal = principal
+            session.actor = self._actor()
+            session.trace = self.client.trace
+            self._session = session
+        if session is None:
+            self._session.forget_past()
+        self._log(logging.INFO, "resumed", found=session is not None, pending=len(frame.pending))
+        self._emit(self._status("Resumed", asked=True, resumed=session is not None), frame.reply)
+        self._session.answer_pending(frame.pending)
+        if session is not None:
+            session.replay(frame.since)
+
+    # --- the outlet of a session ---------------------------------------------------------------------------
+
+    def say_result(self, text: str) -> None:
+        """Send what must not be lost."""
+        if not self._over:
+            self.frames_out += 1
+            self._parts.metrics.frame_sent(frames.type_of(text))
+            self._sink.send_result(text)
+
+    def say_stream(self, source: str, text: str) -> None:
+        """Send what may be dropped."""
+        if not self._over:
+            self.frames_out += 1
+            self._parts.metrics.frame_sent(frames.type_of(text))
+            self._sink.send_stream(source, text)
+
+    def say_event(self, event: Event, text: str) -> None:
+        """Send an event: the newest of its key, or one of a stream."""
+        if not self._over:
+            self.frames_out += 1
+            self._parts.metrics.frame_sent(event.type.name)
+            if event.key:
+                self._sink.send_state(event.key, text, event.channel)
+            else:
+                self._sink.send_stream(event.channel, text)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing waits for the client."""
+        return not self._over and self._sink.has_room
+
+    def fell_behind(self) -> None:
+        """The log no longer holds what the client has still to be given."""
+        self.disconnect(CloseCode.SLOW_READER, "the log moved on before it was read")
+
+    def catch_up(self) -> None:
+        """The sink has room again: go on with what the client has missed."""
+        if not self._over:
+            self._session.catch_up()
+
+    def replaced(self) -> None:
+        """The session goes on through another connection."""
+        self.disconnect(CloseCode.RESUMED_ELSEWHERE, "the session was resumed on another connection")
 
     # --- saying things -------------------------------------------------------------------------------------
 
-    def _status(self, message: str, *, asked: bool = False) -> frames.Status:
+    def _status(self, message: str, *, asked: bool = False, resumed: bool | None = None) -> frames.Status:
         websocket = self._settings.websocket
         return frames.Status(
             message=message,
             client_id=self.client.client_id,
-            session=self.session,
+            session=self._session.id,
             authenticated=self._principal is not None,
             user=self.user,
             ping_interval=round(websocket.ping_interval * 1000),
             pong_timeout=round(websocket.pong_timeout * 1000),
             max_message_size=websocket.max_message_size,
             features=FEATURES,
-            open_calls=tuple(self._calls) if asked else None,
+            open_calls=self._session.open_calls if asked else None,
+            channels=self._session.channels if asked else None,
+            resumed=resumed,
         )
 
     def _refuse(self, error: GatewayError, reply: ReplyTo | None) -> None:
-        self._log(logging.INFO, "refused", code=error.code)
+        self._refusals = self._refusals or RateLimit(_REFUSALS_LOGGED)
+        if self._refusals.admit():
+            self._log(
+                logging.INFO, "refused", code=error.code, unlogged=self._refusals.take_refused() or None
+            )
+        self._parts.metrics.error_sent(error.code)
+        if error.code in _AUDITED:
+            self._parts.audit.refused(self._actor(), action="frame", code=error.code)
         self._emit(frames.Error(error), reply)
 
     def _emit(self, frame: ServerFrame, reply: ReplyTo | None = None) -> None:
-        if self._over:
-            return
-        try:
-            text = frames.encode(frame, reply)
-        except ValueError:
-            # Only a backend's own data can hold what JSON has not; what the gateway says is plain text.
-            if isinstance(frame, frames.ToolProgress | frames.ToolLog):
-                return  # the call has its one end later
-            error = ToolExecutionError("the server's answer holds what is no JSON")
-            text = frames.encode(frames.Error(error), reply)
-        self._frames_out += 1
-        self._sink.send(text)
+        if not self._over:
+            self.say_result(encode_result(frame, reply))
+
+    def _actor(self) -> Actor:
+        token_id = None if self._principal is None else self._principal.token_id
+        return Actor(self.client.remote, self.user, token_id, self.client.client_id)
+
+    def _tell_user(self, type_name: str) -> None:
+        if self._principal is not None:
+            data = {"clientId": self.client.client_id, "kind": "websocket"}
+            self._parts.bus.publish(type_name, data, channel=f"user:{self._principal.user}")
 
     def _no_auth_in_time(self) -> None:
         self._log(logging.WARNING, "no auth in time")

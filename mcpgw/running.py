@@ -8,12 +8,15 @@ Several gateways may share a folder: the newest stands first, and is found.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _NAME = "gateway.json"
+_LOCK_TRIES = 20
+_LOCK_PAUSE = 0.01
 _LOCK = ".gateway.lock"
 
 
@@ -71,9 +74,18 @@ def _is_alive(running: RunningGateway) -> bool:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """Two gateways that start or end at once must not lose each other's notes."""
+    """Two gateways that start or end at once must not lose each other's notes.
+
+    Whoever holds the lock for longer is no gateway, and is not waited for: the note is a courtesy.
+    """
     with (data_dir / _LOCK).open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOCK_PAUSE)
+            else:
+                break
         yield
 
 

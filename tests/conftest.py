@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from mcpgw.config import load_config
 from mcpgw.services import Services, running_services
 from tests.support.gateway_process import ALL_SCOPES, GatewayProcess
 from tests.support.socket_client import SocketClient
+
+# A shell without job control starts what runs in its background with SIGINT ignored; children inherit
+# that (POSIX, "Asynchronous Lists"): no test could press Ctrl-C then.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ def start_gateway(io_loop: IOLoop, tmp_path: Path) -> Iterator[StartGateway]:
         flags: dict[str, object] = {
             "data.dir": tmp_path / f"data-{len(tasks)}",
             "memory.enabled": memory,
+            "audit.file": tmp_path / f"audit-{len(tasks)}.jsonl",
             **(settings or {}),
         }
         config = load_config(file=file, environment={}, flags=flags)

@@ -2,163 +2,16 @@
 
 import asyncio
 import json
-import time
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpgw.access.tokens import Principal, Tokens
-from mcpgw.backends.backend import LogCallback, ProgressCallback
-from mcpgw.backends.tools import Tool, ToolResult
-from mcpgw.conversation import ClientInfo, Conversation, ConversationSettings
-from mcpgw.errors import AuthFailed, CloseCode, ServerNotFound
-from mcpgw.gateway import Gateway
-from mcpgw.settings import AuthSettings, CallSettings, WebSocketSettings
+from mcpgw.errors import AuthFailed, CloseCode
+from mcpgw.settings import AuthSettings, SessionSettings, WebSocketSettings
 from tests.support.gateway_process import ALL_SCOPES
-from tests.support.schemas import assert_valid_server_frame
-
-TOKENS = Tokens(algorithm="HS256", key="a key of at least thirty-two bytes, for tests alone")
-Frame = dict[str, Any]
-
-
-def text_result(text: str) -> ToolResult:
-    """The answer of a tool that says one text."""
-    return ToolResult([{"type": "text", "text": text}], None, False, False, None)
-
-
-class ScriptedGateway(Gateway):
-    """Answers calls as the test says, without any backend; remembers which were cancelled."""
-
-    def __init__(self) -> None:
-        super().__init__([], CallSettings())
-        self.released: dict[str, asyncio.Future[ToolResult]] = {}
-        self.waiting: list[asyncio.Future[ToolResult]] = []
-        self.cancelled: list[str] = []
-        self.callbacks: dict[str, tuple[ProgressCallback, LogCallback]] = {}
-
-    def list_tools(self, principal: Principal, server_id: str | None = None) -> list[tuple[str, Tool]]:
-        """One tool, on the server ``script``."""
-        if server_id not in (None, "script"):
-            raise ServerNotFound(f"no server {server_id!r}")
-        return [("script", Tool("wait", None, "Waits.", {"type": "object"}, None, {"readOnlyHint": True}))]
-
-    async def call_tool(
-        self,
-        principal: Principal,
-        server_id: str,
-        tool_name: str,
-        arguments: Mapping[str, Any],
-        *,
-        timeout_ms: int | None = None,
-        on_progress: ProgressCallback,
-        on_log: LogCallback,
-    ) -> ToolResult:
-        """``say`` answers at once, ``break`` is a fault, everything else waits for `release`."""
-        if tool_name == "say":
-            return text_result(str(arguments.get("text")))
-        if tool_name == "break":
-            raise ZeroDivisionError("a fault with secret-argument in it")
-        key = str(arguments["key"])
-        self.callbacks[key] = (on_progress, on_log)
-        self.released[key] = asyncio.get_running_loop().create_future()
-        self.waiting.append(self.released[key])
-        try:
-            return await self.released[key]
-        except asyncio.CancelledError:
-            self.cancelled.append(key)
-            raise
-
-    async def started(self, key: str) -> None:
-        """Wait until the call with this key runs."""
-        async with asyncio.timeout(5):
-            while key not in self.released:
-                await asyncio.sleep(0)
-
-    def release(self, key: str, text: str = "done") -> None:
-        """Let a waiting call answer."""
-        self.released[key].set_result(text_result(text))
-
-
-class Recorder:
-    """The sink of a conversation: keeps what was said, and holds it against the schemas."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.closed: tuple[CloseCode, str] | None = None
-
-    def send(self, text: str) -> None:
-        """Keep a frame."""
-        assert self.closed is None, "nothing is sent after the close"
-        frame = json.loads(text)
-        assert_valid_server_frame(frame)
-        self.frames.append(frame)
-
-    def close(self, code: CloseCode, reason: str) -> None:
-        """Keep the close."""
-        assert self.closed is None, "closed once"
-        self.closed = (code, reason)
-
-    def take(self) -> list[Frame]:
-        """What was said since this was last asked."""
-        frames, self.frames = self.frames, []
-        return frames
-
-
-class Talk:
-    """A conversation with its recorder and its scripted gateway."""
-
-    def __init__(
-        self,
-        *,
-        user: str | None = "ann",
-        refused: AuthFailed | None = None,
-        auth: AuthSettings | None = None,
-        websocket: WebSocketSettings | None = None,
-        expires_in: float = 600,
-    ) -> None:
-        self.gateway = ScriptedGateway()
-        self.recorder = Recorder()
-        principal = None
-        if user is not None:
-            principal = Principal(user, frozenset(ALL_SCOPES), time.time() + expires_in, "t-1")
-        self.conversation = Conversation(
-            self.gateway,
-            TOKENS,
-            ConversationSettings(auth or AuthSettings(), websocket or WebSocketSettings()),
-            self.recorder,
-            ClientInfo("c-1", "127.0.0.1", "test", "header" if user else "none"),
-            principal=principal,
-            refused=refused,
-        )
-        self.conversation.start()
-
-    def say(self, frame: object) -> list[Frame]:
-        """Send one message; answers what came back at once."""
-        self.recorder.take()
-        self.conversation.receive(frame if isinstance(frame, str | bytes) else json.dumps(frame))
-        return self.recorder.take()
-
-    def call(self, key: str, tool: str = "wait", **data: Any) -> list[Frame]:
-        """Begin a call whose id is its key."""
-        body = {"serverId": "script", "toolName": tool, "params": {"key": key, "text": key}, **data}
-        return self.say({"type": "tool_call", "id": key, "data": body})
-
-    async def frames(self, count: int = 1) -> list[Frame]:
-        """Wait until `count` frames were said."""
-        async with asyncio.timeout(5):
-            while len(self.recorder.frames) < count:
-                await asyncio.sleep(0)
-        return self.recorder.take()
-
-
-def code_of(frame: Frame) -> str:
-    """The code of an error frame."""
-    assert frame["type"] == "error", frame
-    code: str = frame["data"]["code"]
-    return code
+from tests.support.talk import TOKENS, Frame, Talk, code_of, text_result
 
 
 def token(user: str = "ann", ttl: float = 600) -> str:
@@ -332,14 +185,59 @@ async def test_more_calls_at_once_than_the_limit_are_refused_with_a_time_to_try_
 
 
 @pytest.mark.gen_test
-async def test_a_lost_connection_cancels_its_calls_and_says_nothing_more() -> None:
+@pytest.mark.parametrize(
+    ("code", "on_disconnect", "cancelled"),
+    [
+        (1000, None, True),
+        (1001, None, True),
+        (None, None, False),
+        (1006, None, False),
+        (4000, None, False),
+        (1000, "keep", False),
+        (None, "cancel", True),
+        (None, "keep", False),
+        (1001, "cancel", True),
+    ],
+)
+async def test_a_clean_close_cancels_calls_and_a_broken_connection_keeps_them_unless_the_call_says_so(
+    code: int | None, on_disconnect: str | None, cancelled: bool
+) -> None:
+    talk = Talk()
+    talk.call("k", **({} if on_disconnect is None else {"onDisconnect": on_disconnect}))
+    await talk.gateway.started("k")
+    talk.conversation.lost(code)
+    if cancelled:
+        await talk.conversation.wait_settled()
+    assert talk.gateway.cancelled == (["k"] if cancelled else [])
+    assert talk.recorder.take() == []
+    talk.sessions.close()
+    await talk.conversation.wait_settled()
+    assert talk.gateway.cancelled == ["k"]
+
+
+@pytest.mark.gen_test
+async def test_calls_of_a_broken_connection_are_cancelled_when_nobody_came_back_in_the_resume_time() -> None:
+    talk = Talk(sessions=SessionSettings(resume_time=0.05))
+    talk.call("k")
+    await talk.gateway.started("k")
+    talk.cut()
+    assert len(talk.sessions) == 1
+    async with asyncio.timeout(5):
+        await talk.conversation.wait_settled()
+    assert talk.gateway.cancelled == ["k"]
+    assert len(talk.sessions) == 0
+
+
+@pytest.mark.gen_test
+async def test_what_a_client_answers_to_a_close_of_the_gateway_cancels_nothing() -> None:
     talk = Talk()
     talk.call("k")
     await talk.gateway.started("k")
-    talk.conversation.lost(None)
-    await talk.conversation.wait_settled()
-    assert talk.gateway.cancelled == ["k"]
-    assert talk.recorder.take() == []
+    talk.conversation.disconnect(CloseCode.SLOW_READER, "the client does not read")
+    talk.conversation.lost(1000)
+    status, *rest = talk.again().resume(talk.session, "k")
+    assert status["data"]["resumed"] is True
+    assert (rest, talk.gateway.cancelled) == ([], [])
 
 
 @pytest.mark.gen_test

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ async def call(
         server,
         tool,
         arguments,
+        on_started=lambda: None,
+        on_queued=lambda _: None,
         on_progress=lambda *_: None,
         on_log=lambda *_: None,
         **options,
@@ -84,6 +87,31 @@ async def test_a_schema_that_cannot_be_used_leaves_the_checking_to_its_backend(
     gateway = (await start_gateway(ODD)).services.gateway
     for _ in range(2):
         assert (await call(gateway, tool, {"a": "b"})).content == [{"type": "text", "text": '{"a": "b"}'}]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("slow_pattern", {"a": "a" * 60 + "!"}),
+        ("slow_names", {"a" * 60 + "!": 1}),
+        ("fan_out", {}),
+        ("huge", {"n": 1}),
+    ],
+)
+async def test_a_check_that_takes_too_long_is_left_to_the_backend_and_holds_up_nobody(
+    start_gateway: StartGateway, tool: str, arguments: dict[str, Any]
+) -> None:
+    gateway = (await start_gateway(ODD)).services.gateway
+    await call(gateway, "plain", {"count": 1})
+    began = time.monotonic()
+    # Where the time was enough after all, the answer must be the right one.
+    refused: AbstractContextManager[object] = (
+        pytest.raises(InvalidParams) if tool in ("slow_pattern", "slow_names") else nullcontext()
+    )
+    with refused:
+        assert (await call(gateway, tool, arguments)).is_error is False
+    assert time.monotonic() - began < 2
 
 
 @pytest.mark.gen_test
@@ -139,6 +167,8 @@ async def test_a_disabled_server_is_unavailable_at_once(start_gateway: StartGate
     assert caught.value.details == {"state": "disabled"}
     with pytest.raises(ServerUnavailable):
         gateway.list_tools(who("tools:call"), "off")
+    with pytest.raises(PermissionDenied):
+        gateway.list_tools(who("tools:call:odd"), "off")
     assert {server for server, _ in gateway.list_tools(who("tools:call"))} == {"odd"}
 
 
@@ -154,6 +184,8 @@ async def test_servers_are_shown_to_those_who_may_read_them(start_gateway: Start
 @pytest.mark.gen_test
 async def test_a_gateway_that_is_ending_takes_no_new_calls(start_gateway: StartGateway) -> None:
     gateway = (await start_gateway(ODD)).services.gateway
-    gateway.draining = True
-    with pytest.raises(Draining):
+    gateway.begin_draining(5)
+    with pytest.raises(Draining) as caught:
         await call(gateway, "plain", {"count": 1})
+    assert caught.value.retry_after_ms is not None
+    assert caught.value.retry_after_ms > 5000

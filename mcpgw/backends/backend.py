@@ -25,15 +25,16 @@ from mcp.shared.exceptions import MCPError
 from pydantic import TypeAdapter, ValidationError
 
 from mcpgw import __version__
-from mcpgw.backends.failures import in_words, is_never_sent, translate
+from mcpgw.backends.failures import in_words, is_never_sent, origin_of, translate
 from mcpgw.backends.http import http_transport
-from mcpgw.backends.rate_limit import RateLimit
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.backends.status import BackendState, BackendStatus
-from mcpgw.backends.stdio import StdioTransport
+from mcpgw.backends.stdio import PROCESS_ENDED, StdioTransport
 from mcpgw.backends.tools import Tool, ToolResult, list_tools
 from mcpgw.errors import GatewayError, ServerUnavailable, ToolExecutionError
 from mcpgw.logs import log_event
+from mcpgw.rate_limit import RateLimit
+from mcpgw.redaction import redact
 from mcpgw.server_definitions import ServerDefinition
 from mcpgw.settings import BackendSettings
 
@@ -42,10 +43,14 @@ _LOGGER = logging.getLogger("mcpgw.backend")
 _RAW_RESULT: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
 _REFRESH_PAUSE = 0.25
 _LISTEN_PAUSE = 5.0
+_LAST_WORDS = 200
 _EXPECTED = (OSError, MCPError, RuntimeError, ValidationError, ExceptionGroup, httpx2.HTTPError)
 
 ProgressCallback = Callable[[float, float | None, str | None], None]
 """Takes progress, total and message of one ``notifications/progress``."""
+
+AnnounceCallback = Callable[[str, Mapping[str, Any]], None]
+"""Takes what has happened to a backend (``started``, ``log`` …) and the data of its event."""
 
 LogCallback = Callable[[str, str | None, Any], None]
 """Takes level, logger and data of one ``notifications/message``."""
@@ -80,12 +85,15 @@ class Backend:
         *,
         reaper: ProcessReaper,
         longest_call: float,
+        announce: AnnounceCallback | None = None,
     ) -> None:
         self.definition = definition
         self.tools: Mapping[str, Tool] = {}
         self._settings = settings
         self._reaper = reaper
         self._longest_call = longest_call
+        self._announce = announce or _tell_nobody
+        self._was_ready = False
         self._state = BackendState.STARTING if definition.enabled else BackendState.DISABLED
         self._since = time.time()
         self._failures = 0
@@ -93,6 +101,7 @@ class Backend:
         self._retry_at = 0.0
         self._ready_at: float | None = None
         self._reason: str | None = None
+        self._last_words = ""
         self._connection: _Connection | None = None
         self._protocol_version: str | None = None
         self._server_info: types.Implementation | None = None
@@ -124,13 +133,15 @@ class Backend:
             server_version=info.version if info is not None else None,
             failures=self._failures,
             next_try_at=self._next_try_at,
-            reason=self._reason,
+            reason=self._full_reason(),
         )
 
     def start(self) -> None:
         """Begin to supervise; returns at once, whatever the backend does."""
         if self._state is not BackendState.DISABLED:
             self._task = asyncio.create_task(self._supervise(), name=f"backend {self.id}")
+        else:
+            self._announce("disabled", {})
 
     async def wait_started(self) -> None:
         """Wait until the first try to start it is over, whatever came of it."""
@@ -162,8 +173,8 @@ class Backend:
         if self._next_try_at is not None:
             details["nextTryAt"] = int(self._next_try_at * 1000)
             retry_after = max(0, int((self._next_try_at - time.time()) * 1000))
-        if self._reason is not None:
-            details["reason"] = self._reason
+        if (reason := self._full_reason()) is not None:
+            details["reason"] = reason
         return ServerUnavailable(
             f"the server {self.id!r} is {self._state.value}", details=details, retry_after_ms=retry_after
         )
@@ -230,6 +241,7 @@ class Backend:
     async def _live_once(self) -> None:
         """Start it, and hold the session to its end; whatever happens stays in here."""
         self._ready_at = None
+        self._last_words = ""
         self._ended = asyncio.Event()
         self._tools_changed = asyncio.Event()
         self._set_state(BackendState.STARTING)
@@ -245,7 +257,7 @@ class Backend:
         except Exception as error:
             if not isinstance(error, _EXPECTED):
                 _LOGGER.exception("unexpected end of %s", self.id)
-            self._end_connection(in_words(error))
+            self._end_connection(in_words(error, self.definition))
         finally:
             self._connect_deadline = None
         # A transport that said why it ended has ended the session before the client could be left.
@@ -383,6 +395,7 @@ class Backend:
                 self._on_fault(f"its tools have changed and could not be listed: {in_words(error)}")
             else:
                 log_event(_LOGGER, logging.INFO, "tools changed", server=self.id, tools=len(self.tools))
+                self._announce("tools_changed", {"tools": len(self.tools)})
             # A server may announce a change with every list that it gives.
             await asyncio.sleep(_REFRESH_PAUSE)
 
@@ -413,19 +426,37 @@ class Backend:
     async def _on_message(self, message: IncomingMessage) -> None:
         if isinstance(message, types.ToolListChangedNotification):
             self._tools_changed.set()
+        elif isinstance(message, types.ResourceUpdatedNotification):
+            self._announce("resource_updated", {"uri": str(message.params.uri)})
+
+    def _full_reason(self) -> str | None:
+        """The reason with what is for operators alone: the address's origin, a dead process's last words."""
+        if self._reason is None:
+            return None
+        if self.definition.url is not None:
+            return f"{self._reason} ({origin_of(self.definition.url)})"
+        if self._last_words and self._reason.startswith(PROCESS_ENDED):
+            return f"{self._reason}: {redact(self._last_words)}"
+        return self._reason
 
     def _on_stderr(self, line: str) -> None:
-        self._log_line(logging.INFO, "stderr", line=line)
+        if words := line.strip():
+            self._last_words = words if len(words) <= _LAST_WORDS else f"{words[:_LAST_WORDS]}…"
+        if self._log_line(logging.INFO, "stderr", line=line):
+            self._announce("log", {"level": "info", "line": line})
 
     def _on_fault(self, fault: str) -> None:
-        self._log_line(logging.WARNING, "protocol fault", fault=fault)
+        if self._log_line(logging.WARNING, "protocol fault", fault=fault):
+            self._announce("error", {"reason": fault})
 
-    def _log_line(self, level: int, event: str, **fields: Any) -> None:
-        """Log what the backend did, within its share of the log."""
-        if self._log_share.admit():
+    def _log_line(self, level: int, event: str, **fields: Any) -> bool:
+        """Log what the backend did; false where that is beyond its share of the log."""
+        admitted = self._log_share.admit()
+        if admitted:
             log_event(_LOGGER, level, event, server=self.id, **fields)
             if dropped := self._log_share.take_refused():
                 log_event(_LOGGER, logging.WARNING, "lines dropped", server=self.id, lines=dropped)
+        return admitted
 
     def _set_state(self, state: BackendState) -> None:
         self._state = state
@@ -438,6 +469,26 @@ class Backend:
             fields |= {"tools": len(self.tools), "protocol": self._protocol_version}
         if state is BackendState.RETRYING and self._next_try_at is not None:
             wait = round(self._next_try_at - time.time(), 1)
-            fields |= {"reason": self._reason, "failures": self._failures, "next_try_s": wait}
+            fields |= {"reason": self._full_reason(), "failures": self._failures, "next_try_s": wait}
         level = logging.WARNING if state is BackendState.RETRYING else logging.INFO
         log_event(_LOGGER, level, state.value, **fields)
+        self._announce_state(state)
+
+    def _announce_state(self, state: BackendState) -> None:
+        data: dict[str, Any] = {}
+        name = state.value
+        if state is BackendState.READY:
+            name = "restarted" if self._was_ready else "started"
+            self._was_ready = True
+            data = {"tools": len(self.tools), "protocolVersion": self._protocol_version}
+        elif state is BackendState.RETRYING:
+            data = {"reason": self._full_reason() or "", "failures": self._failures}
+            if self._next_try_at is not None:
+                data["nextTryAt"] = round(self._next_try_at * 1000)
+        elif state is BackendState.STOPPING:
+            return  # it has an event of its own when it has stopped
+        self._announce(name, data)
+
+
+def _tell_nobody(_name: str, _data: Mapping[str, Any]) -> None:
+    """Nobody asked to be told."""

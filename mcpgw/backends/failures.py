@@ -2,13 +2,17 @@
 
 import os
 import secrets
+import socket
 from enum import IntEnum
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
 from mcpgw.errors import GatewayError, OutcomeUnknown, TooLarge, ToolExecutionError
+from mcpgw.server_definitions import ServerDefinition
 
 _LONGEST = 300
 # A backend may use any code for errors of its own. Only an error that carries this mark was made here.
@@ -71,14 +75,62 @@ def translate(error: MCPError, *, server: str, ended: bool, reason: str | None) 
     )
 
 
-def in_words(error: BaseException) -> str:
-    """Why a backend could not be started, or ended, in words for an operator; never its address."""
+def unreachable_in_words(error: httpx2.TransportError) -> str:
+    """Why no answer came over HTTP."""
+    root: BaseException = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    if isinstance(root, ConnectionRefusedError):
+        return "its connection was refused"
+    if isinstance(root, socket.gaierror):
+        return f"its host name is not known: {root.strerror}"
+    return f"{type(error).__name__}: {str(error)[:_LONGEST]}".rstrip(": ")
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port alone: a key may stand in what is left out (user, path, query)."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _unstartable(error: OSError, command: str, cwd: Path | None) -> str | None:
+    """Which of command and folder the operating system does not take; None where it names neither."""
+    if error.filename is None:
+        return None
+    name = os.fsdecode(error.filename)
+    if cwd is not None and name == str(cwd):
+        return f"its folder (cwd) {name!r} cannot be entered: {error.strerror}"
+    if name != command:
+        return None
+    first, space, _ = command.partition(" ")
+    exists = Path(command).exists()
+    if space and not exists:
+        return f"its command {f'{first} …'!r} does not exist: put what follows {first!r} into args"
+    if not isinstance(error, FileNotFoundError):
+        return f"its command {command!r} cannot be run: {error.strerror}"
+    if exists:
+        return f"its command {command!r} cannot be run: its first line names a program that does not exist"
+    return f"its command {command!r} " + ("does not exist" if "/" in command else "is not found on PATH")
+
+
+def in_words(error: BaseException, definition: ServerDefinition | None = None) -> str:
+    """Why a backend could not be started, or ended, in words for an operator.
+
+    With `definition` it is said what of it cannot be started; of a command that holds arguments only the
+    first word, since the rest may be a secret.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if definition is not None and definition.command is not None and isinstance(error, OSError):
+        words = _unstartable(error, definition.command, definition.cwd)
+        if words is not None:
+            return words
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"the command or folder {os.fsdecode(error.filename)!r} does not exist"
     if isinstance(error, TimeoutError):
         return "it was not ready within backends.connect_timeout"
     if isinstance(error, httpx2.HTTPStatusError):  # its own text holds the whole address, key and all
         return f"it answered with HTTP status {error.response.status_code}"
+    if isinstance(error, httpx2.TransportError):
+        return unreachable_in_words(error)
     return (str(error) or type(error).__name__)[:_LONGEST]

@@ -17,7 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
 from mcpgw.backends.http_layer import HttpBackendTransport
-from mcpgw.backends.rate_limit import RateLimit
+from mcpgw.rate_limit import RateLimit
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ import anyio
 import httpx2
 import mcp_types as types
 
-from mcpgw.backends.failures import LocalFault, local_error
+from mcpgw.backends.failures import LocalFault, local_error, unreachable_in_words
 from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
         return b"".join(pieces)
 
     def _faulty(self, request: httpx2.Request, error: httpx2.TransportError) -> httpx2.Response:
-        reason = f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")
+        reason = unreachable_in_words(error)
         unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
         if unreachable:
             self._on_end(reason)

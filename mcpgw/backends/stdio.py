@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Final, Self, cast
 
 import anyio
 import mcp_types as types
@@ -25,8 +25,8 @@ from mcp.shared.message import SessionMessage
 
 from mcpgw.backends.failures import LocalFault, local_error
 from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id
-from mcpgw.backends.rate_limit import RateLimit
 from mcpgw.backends.reaper import ProcessReaper
+from mcpgw.rate_limit import RateLimit
 
 _QUEUE_HIGH = 256
 _AT_ONCE = 32
@@ -34,6 +34,9 @@ _STDERR_LINE = 4096
 _EDGE = 4096
 _LEFTOVER_SECONDS = 0.2
 _EXIT_SECONDS = 0.05
+
+PROCESS_ENDED: Final = "its process"
+"""How a reason begins that says that the process is gone."""
 
 
 class StdioTransport:
@@ -195,8 +198,8 @@ class _Child(asyncio.SubprocessProtocol):
     def _exit_words(self) -> str:
         code = None if self._transport is None else self._transport.get_returncode()
         if code is not None and code < 0:
-            return f"its process was ended by signal {-code}"
-        return f"its process ended with exit code {code}"
+            return f"{PROCESS_ENDED} was ended by signal {-code}"
+        return f"{PROCESS_ENDED} ended with exit code {code}"
 
     def _receive(self, line: bytes | OversizedLine) -> None:
         if isinstance(line, OversizedLine):
@@ -222,7 +225,8 @@ class _Child(asyncio.SubprocessProtocol):
         text = line.decode("utf-8", "replace")
         with suppress(ValueError):
             return parse(text, by_name=False)
-        self._on_fault(f"its stdout held what is no JSON-RPC message: {text[:200]!r}")
+        # The line itself may hold arguments of a call, and is not for the log.
+        self._on_fault(f"its stdout held a line of {len(line)} bytes that is no JSON-RPC message")
         error = types.ErrorData(code=types.PARSE_ERROR, message="the answer is no JSON-RPC message")
         self._answer_for(line[:_EDGE], line[-_EDGE:], error)
         return None

@@ -225,7 +225,9 @@ async def test_a_server_that_takes_connections_and_says_nothing_is_never_ready(
         definition = ServerDefinition(name="web", transport="http", url=url)
         async with running(definition, wait=False, connect_timeout=0.3) as [backend]:
             await until(lambda: backend.status.failures >= 1, seconds=3)
-            assert backend.status.reason == "it was not ready within backends.connect_timeout"
+            assert str(backend.status.reason).startswith(
+                "it was not ready within backends.connect_timeout (http:"
+            )
             with pytest.raises(ServerUnavailable):
                 await call(backend, "echo")
             began = time.monotonic()
@@ -249,6 +251,20 @@ async def test_stopping_is_bounded_where_the_server_does_not_end_the_session(io_
 
 @pytest.mark.parametrize("transport", ["http", "sse"])
 @pytest.mark.gen_test(timeout=20)
+async def test_a_server_that_is_not_there_is_said_with_its_origin_alone(
+    io_loop: IOLoop, transport: Any
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    url = f"{origin.replace('//', '//ann:s3cret@')}/secret-path/mcp?key=s3cret"
+    definition = ServerDefinition(name="web", transport=transport, url=url)
+    async with running(definition, wait=False, retry_initial=60, retry_maximum=60) as [backend]:
+        await backend.wait_started()
+        assert backend.status.reason == f"its connection was refused ({origin})"
+
+
+@pytest.mark.parametrize("transport", ["http", "sse"])
+@pytest.mark.gen_test(timeout=20)
 async def test_an_address_is_never_logged_or_told(
     io_loop: IOLoop, caplog: pytest.LogCaptureFixture, transport: Any
 ) -> None:
@@ -258,7 +274,8 @@ async def test_an_address_is_never_logged_or_told(
         async with running(definition, wait=False, connect_timeout=2) as [backend]:
             await backend.wait_started()
             if transport == "sse":
-                assert backend.status.reason == "it answered with HTTP status 405"
+                origin = server.url.partition("/mcp")[0]
+                assert backend.status.reason == f"it answered with HTTP status 405 ({origin})"
             await server.stop()
             await until(lambda: backend.status.failures >= 1 or transport == "http")
             told = f"{backend.status} {backend.unavailable().to_data()}"

@@ -203,12 +203,12 @@ def test_projects_are_counted_and_the_one_changed_last_comes_first(store: Memory
     store.save("a/ä %", "2")
     with store._write(None) as connection:
         connection.execute(
-            "UPDATE memories SET updated_at = updated_at + 5 WHERE sequence = ?", (first.sequence,)
+            "UPDATE memories SET updated_at = updated_at + 60000 WHERE sequence = ?", (first.sequence,)
         )
     store.save("b", "3")
     projects, omitted = store.projects()
     assert [(project.name, project.memories) for project in projects] == [("b", 2), ("a/ä %", 1)]
-    assert projects[0].updated_at == first.updated_at + 5
+    assert projects[0].updated_at == first.updated_at + 60_000
     assert omitted == 0
     assert [project.name for project in store.projects_by_name(1)] == ["a/ä %"]
     assert [project.name for project in store.projects_by_name(5, after="a/ä %")] == ["b"]

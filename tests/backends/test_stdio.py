@@ -329,23 +329,55 @@ async def test_a_flood_holds_up_nobody_else(io_loop: IOLoop, ask: bool) -> None:
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_a_command_that_does_not_exist_is_said_in_words(io_loop: IOLoop, tmp_path: Path) -> None:
+async def test_what_of_a_definition_cannot_be_started_is_said_in_words(
+    io_loop: IOLoop, tmp_path: Path
+) -> None:
     missing = ServerDefinition(name="missing", transport="stdio", command="/no/such/program")
     nowhere = ServerDefinition(
         name="nowhere", transport="stdio", command=sys.executable, cwd=tmp_path / "not here"
     )
     forbidden = ServerDefinition(name="forbidden", transport="stdio", command=str(tmp_path))
-    async with running(missing, nowhere, forbidden, wait=False) as backends:
+    bare = ServerDefinition(name="bare", transport="stdio", command="no-such-program")
+    whole = ServerDefinition(name="whole", transport="stdio", command="no-such-program --key s3cret")
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o700)
+    orphan = ServerDefinition(name="orphan", transport="stdio", command=str(script))
+    async with running(missing, bare, whole, nowhere, forbidden, orphan, wait=False) as backends:
         for backend in backends:
             async with asyncio.timeout(5):
                 await backend.wait_started()
         reasons = [backend.status.reason for backend in backends]
-        assert reasons[0] == "the command or folder '/no/such/program' does not exist"
-        assert reasons[1] == f"the command or folder {str(tmp_path / 'not here')!r} does not exist"
-        assert "Permission denied" in str(reasons[2])
+        folder = str(tmp_path / "not here")
+        assert reasons == [
+            "its command '/no/such/program' does not exist",
+            "its command 'no-such-program' is not found on PATH",
+            "its command 'no-such-program …' does not exist: put what follows 'no-such-program' into args",
+            f"its folder (cwd) {folder!r} cannot be entered: No such file or directory",
+            f"its command {str(tmp_path)!r} cannot be run: Permission denied",
+            f"its command {str(script)!r} cannot be run: its first line names a program that does not exist",
+        ]
         for backend in backends:
             with pytest.raises(ServerUnavailable):
                 await call(backend, "echo")
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_the_last_words_of_a_process_that_ends_are_its_reason_bounded_and_without_secrets(
+    io_loop: IOLoop,
+) -> None:
+    for stderr, expected in (
+        ("'first\\nno such file: a.txt\\n\\n'", "no such file: a.txt"),
+        ("'API_KEY=s3cret is wrong'", "API_KEY=[redacted] is wrong"),
+        ("'x' * 300", "x" * 200 + "…"),
+    ):
+        program = f"import sys; sys.stderr.write({stderr}); sys.exit(7)"
+        definition = ServerDefinition(
+            name="dying", transport="stdio", command=sys.executable, args=("-c", program)
+        )
+        async with running(definition, wait=False, retry_initial=60, retry_maximum=60) as [backend]:
+            await until(lambda: backend.status.failures == 1)
+            assert backend.status.reason == f"its process ended with exit code 7: {expected}"
 
 
 @pytest.mark.parametrize("fd", [0, 1])

@@ -103,7 +103,8 @@ async def test_a_caller_that_gives_up_is_told_to_the_server(
     io_loop: IOLoop, start_gateway: StartGateway, tmp_path: Path, leave: str
 ) -> None:
     record = tmp_path / "record"
-    gateway = await start_gateway(server("one", "--record", record))
+    # A connection that broke has a time to come back; here it is short.
+    gateway = await start_gateway(server("one", "--record", record), settings={"sessions.resume_time": 0.2})
     async with connected(gateway) as client:
         await client.send(tool_call("one", "never", timeoutMs=300 if leave == "timeout" else 20_000))
         await until(lambda: "tools/call" in methods(recorded(record)))

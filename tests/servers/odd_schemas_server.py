@@ -26,6 +26,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "remote_reference": {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json"}}},
     "endless_reference": {"type": "object", "$ref": "#"},
     "broken_pattern": {"type": "object", "properties": {"a": {"pattern": "("}}},
+    "slow_pattern": {"type": "object", "properties": {"a": {"pattern": "^(a+)+$"}}},
+    "slow_names": {"type": "object", "patternProperties": {"^(a+)+$": False}, "additionalProperties": False},
+    "fan_out": {
+        "type": "object",
+        "$ref": "#/$defs/d0",
+        "$defs": {
+            **{f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(24)},
+            "d24": {"type": "object"},
+        },
+    },
+    "huge": {"type": "object", "enum": [{"n": n} for n in range(30_000)]},
     "never": {"type": "object"},
 }
 TOOLS = [{"name": name, "inputSchema": schema} for name, schema in SCHEMAS.items()]

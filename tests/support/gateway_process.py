@@ -41,7 +41,7 @@ class GatewayProcess:
         self.output = folder / "output.txt"
         (folder / "mcpgw.toml").write_text(configuration, encoding="utf-8")
         command = [
-            *(sys.executable, "-m", "mcpgw", "serve", "--port", "0"),
+            *(sys.executable, "-P", "-m", "mcpgw", "serve", "--port", "0"),
             *("--data-dir", str(self.data_dir), "--log-file", str(self.log_file)),
             *arguments,
         ]

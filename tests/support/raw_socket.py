@@ -188,12 +188,15 @@ class EventReader:
     def __init__(self, connection: RawSocket, head: RawAnswer) -> None:
         self.connection = connection
         self.head = head
+        self._waiting: list[str] = []
 
     @classmethod
-    async def open(cls, url: str, headers: Mapping[str, str] | None = None) -> Self:
+    async def open(
+        cls, url: str, headers: Mapping[str, str] | None = None, *, path: str = "/api/v1/events"
+    ) -> Self:
         """Ask for the stream."""
         connection = await RawSocket.connect(url)
-        await connection.request("GET", "/api/v1/events", {"Accept": "text/event-stream", **(headers or {})})
+        await connection.request("GET", path, {"Accept": "text/event-stream", **(headers or {})})
         return cls(connection, await connection.read_head())
 
     async def __aenter__(self) -> Self:
@@ -204,8 +207,23 @@ class EventReader:
 
     async def next_event(self, seconds: float = 10.0) -> dict[str, str] | None:
         """The fields of the next event; None at the stream's end."""
-        chunk = await self.connection.read_chunk(seconds)
-        if not chunk:
-            return None
-        assert chunk.endswith(b"\n\n"), chunk
-        return dict(line.split(": ", 1) for line in chunk.decode().strip().split("\n"))
+        if not self._waiting:
+            chunk = await self.connection.read_chunk(seconds)
+            if not chunk:
+                return None
+            assert chunk.endswith(b"\n\n"), chunk
+            self._waiting = chunk.decode().removesuffix("\n\n").split("\n\n")
+        return dict(line.split(": ", 1) for line in self._waiting.pop(0).split("\n"))
+
+    async def next_frame(self, seconds: float = 10.0) -> dict[str, Any]:
+        """The data of the next event that is no heartbeat; one of the log is held against its schema."""
+        while True:
+            event = await self.next_event(seconds)
+            assert event is not None, "the stream ended"
+            frame: dict[str, Any] = json.loads(event["data"])
+            if frame["type"] == "heartbeat":
+                continue
+            if "channel" in frame:
+                assert_valid_server_frame(frame)
+                assert event.get("id", frame["id"]) == frame["id"]
+            return frame
