@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from mcpgw.errors import ConfigError
-from mcpgw.logs import MAXIMUM_TRACEBACK, LogHandle, configure_logging, log_event
+from mcpgw.log_writer import MAXIMUM_TRACEBACK
+from mcpgw.logs import LogHandle, configure_logging, log_event
 from mcpgw.redaction import redact
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -569,8 +570,8 @@ def test_a_hanging_disk_holds_up_the_end_for_some_seconds_only(tmp_path: Path) -
     try:
         started = time.monotonic()
         done = run_script(
-            "import mcpgw.logs\n"
-            "mcpgw.logs._CLOSE_TIMEOUT = 0.5\n"
+            "import mcpgw.log_writer\n"
+            "mcpgw.log_writer._CLOSE_TIMEOUT = 0.5\n"
             "handle = configure_logging(\n"
             "    file=Path(sys.argv[1]), format='text', level='info', max_size=100, backups=1\n"
             ")\n"
