@@ -8,15 +8,25 @@ from typing import Any, ClassVar
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
-from mcpgw.errors import AuthFailed, AuthRequired, Draining, GatewayError, InternalError, PermissionDenied
+from mcpgw.errors import (
+    AuthFailed,
+    AuthRequired,
+    Draining,
+    GatewayError,
+    InternalError,
+    ParseError,
+    PermissionDenied,
+)
 from mcpgw.logs import log_event
-from mcpgw.services import Principal, Services
+from mcpgw.services import Actor, Principal, Services
 from mcpgw.wire import strict_json
+from mcpgw.wire.validation import definition_checker, require
 
 from .hosts import host_is_allowed, origin_is_allowed, origin_is_listed
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 426: "upgrade_required"}
 _PREFLIGHT_SECONDS = 600
+_WHAT_IS_WHERE = "; the WebSocket is at /ws, events at /api/v1/events, health at /healthz: docs/protocol.md"
 
 
 class BaseHandler(RequestHandler):
@@ -31,6 +41,7 @@ class BaseHandler(RequestHandler):
     refused: AuthFailed | None = None
     credentials = "none"
     _fault: InternalError | None = None
+    _is_foreign_page = False
 
     @property
     def services(self) -> Services:
@@ -71,6 +82,7 @@ class BaseHandler(RequestHandler):
             raise PermissionDenied(f"the host {host[:128]!r} is not allowed: see server.allowed_hosts")
         origin = self.request.headers.get("Origin")
         if origin is not None and not origin_is_allowed(origin, host, server):
+            self._is_foreign_page = True
             raise PermissionDenied(f"the origin {origin[:128]!r} is not allowed: see server.allowed_origins")
 
     def bearer_token(self) -> str | None:
@@ -119,6 +131,8 @@ class BaseHandler(RequestHandler):
             code, message = _HTTP_CODES.get(status_code, default), responses.get(status_code, "error")
             if status_code == 404:  # noqa: PLR2004
                 message = f"nothing is at {self.request.path[:128]}"
+                if self.request.path == "/":
+                    message += _WHAT_IS_WHERE
             elif status_code == 405:  # noqa: PLR2004
                 self.set_header("Allow", self._allowed_methods())  # RFC 9110 section 15.5.6
                 message = (
@@ -129,6 +143,7 @@ class BaseHandler(RequestHandler):
                 self.set_header("Sec-WebSocket-Version", "13")
                 message = "this is a WebSocket: connect with ws:// or wss:// (RFC 6455, version 13)"
             data = {"code": code, "message": message, "temporary": status_code >= 500}  # noqa: PLR2004
+        self.services.metrics.error_sent(data["code"])
         self.write_json({"error": data})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
@@ -136,7 +151,8 @@ class BaseHandler(RequestHandler):
         if isinstance(value, GatewayError):
             log_event(
                 self.logger,
-                logging.INFO,
+                # An operator whose own page is refused sees nothing of the reason in the browser.
+                logging.WARNING if self._is_foreign_page else logging.INFO,
                 "refused",
                 code=value.code,
                 reason=value.message,
@@ -179,6 +195,34 @@ class ApiHandler(BaseHandler):
             raise self.refused
         if self.principal is None:
             raise AuthRequired("send credentials: Authorization: Bearer TOKEN")
+
+    def actor(self) -> Actor:
+        """Who is asking, as the audit log has it."""
+        return Actor(self.request.remote_ip or "", self.caller.user, self.caller.token_id)
+
+    def require_admin(self) -> None:
+        """Refuse whoever may not do everything.
+
+        Raises:
+            PermissionDenied: the caller has not the scope `admin`.
+        """
+        if "admin" not in self.caller.scopes:
+            raise PermissionDenied("the token lacks the scope 'admin'", details={"missingScope": "admin"})
+
+    def read_body(self, definition: str) -> dict[str, Any]:
+        """The JSON body, held against a definition of ``rest-bodies``.
+
+        Raises:
+            ParseError: it is not JSON.
+            InvalidParams: it breaks the schema.
+        """
+        try:
+            text = self.request.body.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ParseError("the body is not UTF-8") from None
+        body = strict_json.loads(text)
+        require(definition_checker("rest-bodies", definition), body, what="the body")
+        return dict(body)
 
     @property
     def caller(self) -> Principal:

@@ -16,6 +16,8 @@ _HOST = re.compile(
     r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?"
 )
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+# Three spellings of this machine: whoever opened the page by one of them may speak to the gateway by another.
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def host_is_allowed(host: str, server: ServerSettings) -> bool:
@@ -23,7 +25,7 @@ def host_is_allowed(host: str, server: ServerSettings) -> bool:
     match = _HOST.fullmatch(host)
     if match is None:
         return False
-    name = (match["bracketed"] or match["name"]).lower()
+    name = _name(match)
     if name in {"localhost", server.host.lower(), *map(str.lower, server.allowed_hosts)}:
         return True
     return _is_address(name)
@@ -35,7 +37,11 @@ def origin_is_listed(origin: str, server: ServerSettings) -> bool:
 
 
 def origin_is_allowed(origin: str, host: str, server: ServerSettings) -> bool:
-    """Whether a page from `origin` may speak to the gateway under `host`: its own pages, and listed ones."""
+    """Whether a page from `origin` may speak to the gateway under `host`: its own pages, and listed ones.
+
+    On this machine localhost, 127.0.0.1 and [::1] with the same port are one origin; another port is a
+    foreign one. ``null`` (a sandboxed frame, a page from a file) is never its own.
+    """
     return origin_is_listed(origin, server) or _is_own(origin, host)
 
 
@@ -49,7 +55,19 @@ def _is_own(origin: str, host: str) -> bool:
     if port is None:
         return False
     own = host.lower()
-    return parts.netloc.lower() in {own, own.removesuffix(f":{port}")} and own != ""
+    if own == "":
+        return False
+    if parts.netloc.lower() in {own, own.removesuffix(f":{port}")}:
+        return True
+    pages, ours = _HOST.fullmatch(parts.netloc), _HOST.fullmatch(host)
+    if pages is None or ours is None or not {_name(pages), _name(ours)} <= _THIS_MACHINE:
+        return False
+    return (pages["port"] or port) == (ours["port"] or port)
+
+
+def _name(host: re.Match[str]) -> str:
+    name: str = host["bracketed"] or host["name"]
+    return name.lower()
 
 
 def _is_address(name: str) -> bool:

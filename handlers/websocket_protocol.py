@@ -13,12 +13,12 @@ import asyncio
 import socket
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from tornado.httputil import HTTPHeaders
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.util import _websocket_mask
 from tornado.websocket import WebSocketProtocol13, _DecompressTooLargeError
 
@@ -31,7 +31,6 @@ _CLOSE = 0x8
 _CONTROL = 0x8
 _KNOWN = (_CONTINUATION, _TEXT, _BINARY, _CLOSE, 0x9, 0xA)
 _LONGEST_CONTROL = 125
-_PROTOCOL_ERROR = 1002
 # zlib has no raw deflate with a window of 8 bits.
 _TAKEN: Mapping[str, tuple[str | None, ...]] = {
     "server_no_context_takeover": (None,),
@@ -39,13 +38,18 @@ _TAKEN: Mapping[str, tuple[str | None, ...]] = {
     "server_max_window_bits": ("9", "10", "11", "12", "13", "14", "15"),
     "client_max_window_bits": (None, "8", "9", "10", "11", "12", "13", "14", "15"),
 }
+_NO_CONTEXT = {"server_no_context_takeover": None, "client_no_context_takeover": None}
 _DISCARD_SECONDS = 2.0
+_HANDSHAKE_SECONDS = 0.05
 _DISCARD_CHUNK = 65536
+_PING_TIMED_OUT = "ping timed out"
+"""The reason that Tornado's own pinging gives."""
 
 
 class GatewayWebSocketProtocol(WebSocketProtocol13):
     """A server's side of RFC 6455 that tells a client why it is closed."""
 
+    compression_minimum = 0
     _discard: "asyncio.Task[None] | None" = None
     _failing = False
     _last_write: "asyncio.Future[None] | None" = None
@@ -53,16 +57,77 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
     _opcode = _CONTINUATION
     _compressed = False
     _fragments: bytearray | None = None
+    client_left = False
+    """Whether the client began to close, by a close frame with any code or none."""
+
+    @property
+    def bytes_taken(self) -> int:
+        """How many bytes the kernel has taken so far: they grow as long as the client reads."""
+        return int(self.stream._total_write_done_index)  # noqa: SLF001
+
+    def when_written(self, callback: Callable[[], None]) -> None:
+        """Call back when the kernel has taken all that was written so far, or never will."""
+        if self._last_write is None or self._last_write.done():
+            # What is still being written is then the handshake.
+            asyncio.get_running_loop().call_later(_HANDSHAKE_SECONDS, callback)
+        else:
+            self._last_write.add_done_callback(lambda _: callback())
+
+    def write_message(
+        self, message: str | bytes | dict[str, Any], binary: bool = False
+    ) -> "asyncio.Future[None]":
+        """Write; what is small is not worth compressing (RFC 7692 section 6 leaves that to each message)."""
+        compressor = self._compressor
+        if compressor is not None and len(message) < self.compression_minimum:
+            self._compressor = None
+        try:
+            return super().write_message(message, binary)
+        finally:
+            self._compressor = compressor
+
+    def takes_plain(self, size: int) -> bool:
+        """Whether a text of `size` bytes would be sent as it is, so that a prepared frame can be."""
+        return self._compressor is None or size < self.compression_minimum
+
+    def write_plain(self, frame: bytes) -> "asyncio.Future[None] | None":
+        """Write a frame that `plain_text_frame` has made; None where all of it has gone already.
+
+        What the kernel takes at once costs neither a future nor a task, which `write_message` needs for each.
+        """
+        stream = self.stream
+        if self.is_closing():
+            return None
+        if type(stream) is IOStream and not stream.writing():
+            try:
+                sent = stream.socket.send(frame)
+            except OSError:
+                sent = 0  # full, or broken: the stream finds out which
+            if sent == len(frame):
+                return None
+            frame = frame[sent:]
+        try:
+            self._last_write = stream.write(frame)
+        except StreamClosedError:
+            return None
+        return self._last_write
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Close; a ping that was not answered has a close code of its own, which the handler gives."""
+        if reason == _PING_TIMED_OUT and code is None:
+            self.handler.on_ping_timeout()  # type: ignore[attr-defined]
+        else:
+            super().close(code, reason)
 
     def _parse_extensions_header(self, headers: HTTPHeaders) -> list[tuple[str, dict[str, str]]]:
         offers = [_parsed_offer(offer) for offer in headers.get("Sec-WebSocket-Extensions", "").split(",")]
-        return [(name, parameters) for name, parameters in offers if _can_be_taken(parameters)]
+        # Nothing is kept between messages, in either direction: an idle connection then holds no window.
+        return [(name, parameters | _NO_CONTEXT) for name, parameters in offers if _can_be_taken(parameters)]
 
     async def _receive_frame(self) -> None:
         first, second = await self._read_bytes(2)
         opcode, length = first & self.OPCODE_MASK, second & 0x7F
         if (fault := self._fault_of_header(first, second)) is not None:
-            self._fail(_PROTOCOL_ERROR, fault)
+            self._fail(CloseCode.PROTOCOL_ERROR, fault)
             return
         if length > _LONGEST_CONTROL:
             form, size = ("!H", 2) if length == 126 else ("!Q", 8)  # noqa: PLR2004 - RFC 6455 section 5.2
@@ -106,10 +171,11 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         return "message inside a message" if self._fragments is not None else None
 
     def _take_control(self, opcode: int, data: bytes) -> None:
+        self.client_left = self.client_left or (opcode == _CLOSE and not self.server_terminated)
         if opcode == _CLOSE and data:
             code = int.from_bytes(data[:2], "big")
             if len(data) == 1 or not _may_be_sent(code):
-                self._fail(_PROTOCOL_ERROR, "invalid close code")
+                self._fail(CloseCode.PROTOCOL_ERROR, "invalid close code")
                 return
             try:
                 data[2:].decode("utf-8")
@@ -144,11 +210,11 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         self._last_write = super()._write_frame(fin, opcode, data, flags)
         return self._last_write
 
-    def _fail(self, code: int, reason: str) -> None:
+    def _fail(self, code: CloseCode, reason: str) -> None:
         """Fail the connection (RFC 6455 section 7.1.7), so that the client still reads why."""
         self._failing = True
-        self.close_code = int(code)
-        self.close(int(code), reason)
+        self.close_code = code.value
+        self.close(code.value, reason)
         self._abort()
 
     def _abort(self) -> None:
@@ -172,6 +238,17 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         finally:
             self._failing = False
             self._abort()
+
+
+def plain_text_frame(text: str) -> bytes:
+    """A whole server frame with one text message (RFC 6455 section 5.2): final, no mask, not compressed."""
+    data = text.encode()
+    size = len(data)
+    if size <= _LONGEST_CONTROL:
+        return bytes((0x80 | _TEXT, size)) + data
+    if size < 65536:  # noqa: PLR2004 - RFC 6455 section 5.2
+        return struct.pack("!BBH", 0x80 | _TEXT, 126, size) + data
+    return struct.pack("!BBQ", 0x80 | _TEXT, 127, size) + data
 
 
 def _parsed_offer(text: str) -> tuple[str, dict[str, Any]]:

@@ -1,15 +1,19 @@
 """The Tornado application: made, listening, and ended without losing what is in flight."""
 
 import asyncio
+import gc
 import logging
+import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
@@ -30,6 +34,9 @@ else:
 
 _LOGGER = logging.getLogger("mcpgw.http")
 _FIRST_START_SECONDS = 10.0
+_SPARED = 16
+"""File descriptors that are kept for backends, files and logs."""
+_TELL_SECONDS = 10.0
 _CLOSE_SECONDS = 2.0
 _MOST_HEADERS = 65536
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -40,6 +47,7 @@ def make_application(services: Services) -> Application:
     return Application(
         list(ROUTES),
         services=services,
+        metrics=services.metrics,
         default_handler_class=NotFoundHandler,
         log_function=_log_request,
     )
@@ -47,7 +55,7 @@ def make_application(services: Services) -> Application:
 
 def make_server(application: Application, config: Config) -> HTTPServer:
     """A server whose every connection is bounded in size and, until its request is there, in time."""
-    return HTTPServer(
+    return SparingServer(
         LimitedBodies(application, config.server.max_body_size),
         idle_connection_timeout=config.server.handshake_timeout,
         body_timeout=config.server.handshake_timeout,
@@ -58,11 +66,40 @@ def make_server(application: Application, config: Config) -> HTTPServer:
     )
 
 
-async def serve(config: Config, on_listening: Callable[[str, Services], None]) -> None:
+class SparingServer(HTTPServer):
+    """A server that turns connections away while some file descriptors are left.
+
+    Without any, accepting would fail again and again and take a whole core, and everything that opens a file
+    would fail with it. Descriptors are given out lowest first, so a high one tells that few are left.
+    """
+
+    _told_at = 0.0
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """Serve a connection, unless its descriptor is one of the last."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if stream.socket.fileno() >= limit - max(_SPARED, limit // 16):
+            stream.close()
+            now = time.monotonic()
+            if now - self._told_at > _TELL_SECONDS:
+                self._told_at = now
+                log_event(
+                    _LOGGER, logging.WARNING, "no file descriptors left: connections refused", limit=limit
+                )
+        else:
+            super().handle_stream(stream, address)
+
+
+async def serve(
+    config: Config,
+    on_listening: Callable[[str, Services], None],
+    on_stopping: Callable[[Services], None] = lambda _services: None,
+) -> None:
     """Run the gateway until SIGTERM or SIGINT, then end it gracefully.
 
     `on_listening` is called with the gateway's URL once clients can connect and the first start of every
-    backend is over (or ten seconds have gone). A second signal cuts the grace short.
+    backend is over (or ten seconds have gone), `on_stopping` when the first signal has come. A second signal
+    cuts the grace short.
 
     Raises:
         ConfigError: the address cannot be bound, or something else cannot be used on this machine.
@@ -82,14 +119,27 @@ async def serve(config: Config, on_listening: Callable[[str, Services], None]) -
                 server.add_sockets(sockets)
                 with _note_of(config, RunningGateway.here(url)):
                     if await _started(services, ending):
+                        _settle_garbage()
                         log_event(_LOGGER, logging.INFO, "listening", url=url)
                         on_listening(url, services)
                     await ending.wait()
+                    on_stopping(services)
                     await _drain(server, services, hurry)
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
     log_event(_LOGGER, logging.INFO, "ended")
+
+
+def _settle_garbage() -> None:
+    """Spare the collector what was made at start, and let it look less often.
+
+    A full collection with ten thousand connections stops the loop for more than a second. Most of what is let
+    go is freed by counting references; what is not can wait for a while.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 20)
 
 
 async def _started(services: Services, ending: asyncio.Event) -> bool:
@@ -121,9 +171,11 @@ def _note_of(config: Config, running: RunningGateway) -> Iterator[None]:
 async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     log_event(_LOGGER, logging.INFO, "draining", connections=len(services.hub))
-    services.gateway.draining = True
+    drain_timeout = services.config.server.drain_timeout
+    services.gateway.begin_draining(drain_timeout)
+    services.bus.publish("gateway.draining", {"state": "draining"})
     server.stop()
-    drained = asyncio.create_task(services.hub.drain(loop.time() + services.config.server.drain_timeout))
+    drained = asyncio.create_task(services.hub.drain(loop.time() + drain_timeout))
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()

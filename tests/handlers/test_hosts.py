@@ -1,5 +1,6 @@
 """Host and Origin: which pages and names may reach the gateway."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,6 +80,13 @@ def test_every_other_host_is_refused(host: str) -> None:
         ("https://app.example", "localhost:3000"),
         ("HTTPS://APP.example", "localhost:3000"),
         ("http://localhost:5173", "localhost:3000"),
+        ("http://127.0.0.1:3000", "localhost:3000"),
+        ("http://[::1]:3000", "localhost:3000"),
+        ("http://localhost:3000", "127.0.0.1:3000"),
+        ("http://LOCALHOST:3000", "[::1]:3000"),
+        ("http://localhost", "127.0.0.1"),
+        ("http://localhost", "127.0.0.1:80"),
+        ("https://localhost:443", "[::1]"),
     ],
 )
 def test_own_pages_and_listed_pages_are_origins(origin: str, host: str) -> None:
@@ -115,6 +123,57 @@ def test_own_pages_and_listed_pages_are_origins(origin: str, host: str) -> None:
 def test_every_other_origin_is_refused(origin: str) -> None:
     assert not origin_is_allowed(origin, "localhost:3000", LISTED)
     assert not origin_is_listed(origin, LISTED)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://127.0.0.1:3001", "localhost:3000"),
+        ("http://127.0.0.1", "localhost:3000"),
+        ("http://127.0.0.2:3000", "localhost:3000"),
+        ("http://localhost:3000", "192.168.1.5:3000"),
+        ("http://192.168.1.5:3000", "localhost:3000"),
+        ("http://localhost.evil.example:3000", "127.0.0.1:3000"),
+        ("http://localhost:3000", "gateway.example:3000"),
+        ("http://user@127.0.0.1:3000", "localhost:3000"),
+        ("http://127.0.0.1:3000", ""),
+        ("null", "127.0.0.1:3000"),
+    ],
+)
+def test_only_names_of_this_machine_with_the_gateways_port_are_one_origin(origin: str, host: str) -> None:
+    assert not origin_is_allowed(origin, host, LISTED)
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("name", ["localhost", "[::1]"])
+async def test_a_page_of_this_machine_may_connect_under_any_name_of_it(
+    shared_gateway: GatewayProcess, name: str
+) -> None:
+    origin = shared_gateway.url.replace("127.0.0.1", name)
+    async with await RawSocket.connect(shared_gateway.url) as socket:
+        assert (await socket.upgrade(headers={"Origin": origin})).status == 101
+
+
+@pytest.mark.gen_test
+async def test_a_refused_page_is_a_warning_in_the_log_with_the_setting_that_allows_it(
+    gateway_process: Callable[..., GatewayProcess],
+) -> None:
+    gateway = gateway_process(arguments=["--memory-enabled", "false"])
+    origin = "http://localhost:5173"
+    answer = await fetch(gateway.url, "/healthz", headers={"Origin": origin})
+    assert answer.status == 403
+    assert gateway.terminate() == 0
+    (line,) = (line for line in gateway.log().splitlines() if origin in line)
+    assert " WARNING mcpgw.http refused " in line
+    assert "server.allowed_origins" in line
+
+
+@pytest.mark.gen_test
+async def test_the_root_says_what_is_where(shared_gateway: GatewayProcess) -> None:
+    answer = await fetch(shared_gateway.url, "/")
+    assert answer.status == 404
+    for place in ("/ws", "/api/v1/events", "/healthz", "docs/protocol.md"):
+        assert place in answer.json()["error"]["message"]
 
 
 @pytest.mark.gen_test

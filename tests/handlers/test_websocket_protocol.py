@@ -32,7 +32,9 @@ def deflated(data: bytes) -> bytes:
 
 
 def inflated(data: bytes) -> bytes:
-    """The other way round."""
+    """The other way round; what is small comes as it is."""
+    if data.startswith(b"{"):
+        return data
     return zlib.decompressobj(-15).decompress(data + b"\x00\x00\xff\xff")
 
 
@@ -47,6 +49,33 @@ async def opened(gateway: GatewayProcess, headers: dict[str, str] | None = None)
         payload = inflated(payload)
     assert json.loads(payload)["type"] == "status"
     return socket
+
+
+@pytest.mark.gen_test
+async def test_large_messages_are_compressed_small_ones_are_not_and_nothing_is_kept_between(
+    shared_gateway: GatewayProcess,
+) -> None:
+    socket = await RawSocket.connect(shared_gateway.url)
+    offer = {
+        "Sec-WebSocket-Extensions": "permessage-deflate",
+        "Authorization": f"Bearer {shared_gateway.token()}",
+    }
+    answer = await socket.upgrade(headers=offer)
+    agreed = answer.headers["sec-websocket-extensions"]
+    assert {part.strip() for part in agreed.split(";")} == {
+        "permessage-deflate",
+        "server_no_context_takeover",
+        "client_no_context_takeover",
+    }
+    async with socket:
+        assert (await socket.read_frame())[1].startswith(b'{"type":"status"')
+        await socket.send_frame(TEXT, b'{"type":"list_tools","id":"l"}')
+        for _ in range(2):
+            payload = (await socket.read_frame())[1]
+            assert not payload.startswith(b"{")
+            assert json.loads(inflated(payload))["type"] == "tools"
+            await socket.send_frame(TEXT, b'{"type":"list_tools","id":"l"}')
+        await socket.read_frame()
 
 
 @pytest.mark.gen_test

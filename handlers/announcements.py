@@ -1,0 +1,50 @@
+"""What an admin says to all, or to one user: it becomes an event."""
+
+from typing import Any
+
+from .base import ApiHandler
+
+
+class AnnouncementHandler(ApiHandler):
+    """A word of an operator; `definition` is its schema in ``rest-bodies``, `event` what it becomes."""
+
+    definition = ""
+    event = ""
+
+    def post(self, *path: str) -> None:
+        """Publish it; 202, for it is on its way to whoever listens."""
+        self.require_admin()
+        body: dict[str, Any] = self.read_body(self.definition)
+        self.services.audit.admin(self.actor(), action=self.event, target="/".join(path))
+        self.services.bus.publish(self.event, body, channel=self.channel(*path))
+        self.set_status(202)
+        self.write_json({"published": self.event, "offset": self.services.bus.position.offset})
+
+    def channel(self, *_path: str) -> str | None:
+        """The channel that it goes to; None is the one of its type."""
+        return None
+
+
+class AlertHandler(AnnouncementHandler):
+    """``system.alert``."""
+
+    definition = "alert"
+    event = "system.alert"
+
+
+class MaintenanceHandler(AnnouncementHandler):
+    """``system.maintenance``."""
+
+    definition = "maintenance"
+    event = "system.maintenance"
+
+
+class NotificationHandler(AnnouncementHandler):
+    """``user.notification``: a word to one user."""
+
+    definition = "alert"
+    event = "user.notification"
+
+    def channel(self, *path: str) -> str | None:
+        """That user's own."""
+        return f"user:{path[0]}"
