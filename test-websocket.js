@@ -2,8 +2,8 @@
 /**
  * Check a running gateway over its WebSocket, step by step, and say what to do where a step fails.
  *
- *     make run                                                  in one terminal
- *     export MCPGW_TOKEN="$(mcpgw token create --user me)"      in another
+ *     make run                                                            in one terminal
+ *     export MCPGW_TOKEN="$(.venv/bin/mcpgw token create --user me)"      in another
  *     node test-websocket.js
  *
  * It needs Node 20.10 or newer and nothing to install, and is meant to be read as an example of a client.
@@ -15,15 +15,23 @@
 
 const { spawnSync } = require('child_process');
 const { randomBytes } = require('crypto');
+const { existsSync } = require('fs');
 const http = require('http');
 const https = require('https');
 const { setTimeout: sleep } = require('timers/promises');
 const { parseArgs } = require('util');
 
+/** How a shell finds `mcpgw` from here: where `make run` has put it beside this file, else on PATH. */
+function gatewayCommand() {
+  const path = `${__dirname}/.venv/bin/mcpgw`;
+  if (!existsSync(path)) return 'mcpgw';
+  if (__dirname === process.cwd()) return '.venv/bin/mcpgw';
+  return /^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", `'"'"'`)}'`;
+}
+
 const START = 'start it with: make run';
-const CREATE_ONE =
-  'create one: mcpgw token create --user me\n' +
-  'and pass it: export MCPGW_TOKEN="$(mcpgw token create --user me)"';
+const CREATE = `${gatewayCommand()} token create --user me`;
+const CREATE_ONE = `create one: ${CREATE}\nand pass it: export MCPGW_TOKEN="$(${CREATE})"`;
 const SEE_LOG = "see the gateway's log: tail logs/gateway.log";
 const CHECK_URL = `check --url: another program may have this port\nif the gateway does not run, ${START}`;
 const USE_WS = `the gateway's WebSocket ends in /ws\n${CHECK_URL}`;

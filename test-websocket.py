@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Check a running gateway over its WebSocket, step by step, and say what to do where a step fails.
 
-    make run                                                  in one terminal
-    export MCPGW_TOKEN="$(mcpgw token create --user me)"      in another
-    python test-websocket.py
+    make run                                                            in one terminal
+    export MCPGW_TOKEN="$(.venv/bin/mcpgw token create --user me)"      in another
+    .venv/bin/python test-websocket.py
 
 It needs Python 3.11 and Tornado, none of the gateway's own code, and is meant to be read as an example of a
 client. ``test-websocket.js`` does the same with Node. What it saves it deletes again.
@@ -16,11 +16,13 @@ import io
 import json
 import os
 import secrets
+import shlex
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,11 +41,18 @@ except ModuleNotFoundError:
 
 Frame = dict[str, Any]
 
+
+def gateway_command() -> str:
+    """How a shell finds ``mcpgw`` from here: where ``make run`` has put it beside this file, else on PATH."""
+    here = Path(__file__).resolve().parent
+    if not (here / ".venv/bin/mcpgw").exists():
+        return "mcpgw"
+    return ".venv/bin/mcpgw" if here == Path.cwd() else shlex.quote(str(here / ".venv/bin/mcpgw"))
+
+
 START = "start it with: make run"
-CREATE_ONE = (
-    "create one: mcpgw token create --user me\n"
-    'and pass it: export MCPGW_TOKEN="$(mcpgw token create --user me)"'
-)
+CREATE = f"{gateway_command()} token create --user me"
+CREATE_ONE = f'create one: {CREATE}\nand pass it: export MCPGW_TOKEN="$({CREATE})"'
 SEE_LOG = "see the gateway's log: tail logs/gateway.log"
 CHECK_URL = f"check --url: another program may have this port\nif the gateway does not run, {START}"
 USE_WS = f"the gateway's WebSocket ends in /ws\n{CHECK_URL}"

@@ -14,8 +14,9 @@ import sys
 import termios
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import jwt
@@ -29,6 +30,7 @@ from tests.support.gateway_process import GatewayProcess, wait_until
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 PROGRESS_SERVER = ROOT / "tests" / "servers" / "progress_server.py"
+AS_STARTED = f"{sys.executable} -m mcpgw"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 
 
@@ -36,14 +38,18 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 def progress_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway without the memory server and with the server whose tools report progress."""
     folder = tmp_path_factory.mktemp("progress-gateway")
-    configuration = (
+    process = GatewayProcess(folder, configuration=progress_configuration(folder)).wait_listening()
+    with ended(process.process):
+        yield process
+        assert process.terminate() == 0
+
+
+def progress_configuration(folder: Path) -> str:
+    return (
         "[memory]\nenabled = false\n[servers.progress]\n"
         f"command = {json.dumps(sys.executable)}\n"
         f"args = {json.dumps([str(PROGRESS_SERVER), str(folder)])}\n"
     )
-    process = GatewayProcess(folder, configuration=configuration).wait_listening()
-    yield process
-    assert process.terminate() == 0
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -87,7 +93,7 @@ def on_terminal(*arguments: object) -> str:
     )
     os.close(secondary)
     shown, deadline = b"", time.monotonic() + 20
-    with closing(os.fdopen(primary, "rb", buffering=0)) as terminal:
+    with ended(process), closing(os.fdopen(primary, "rb", buffering=0)) as terminal:
         while time.monotonic() < deadline:
             if not select.select([terminal], [], [], 1)[0]:
                 continue
@@ -98,8 +104,19 @@ def on_terminal(*arguments: object) -> str:
             if not chunk:
                 break
             shown += chunk
-    assert process.wait(10) == 0, shown
+        assert process.wait(10) == 0, shown
     return shown.decode()
+
+
+@contextmanager
+def ended(process: "subprocess.Popen[Any]") -> Iterator[None]:
+    """Kill the process when the block is left, where it still runs then."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
 
 
 def free_port() -> int:
@@ -140,10 +157,61 @@ def test_serve_ends_with_0_on_sigterm_and_on_ctrl_c_and_takes_a_flag_for_a_truth
         folder = tmp_path / str(number)
         folder.mkdir()
         gateway = GatewayProcess(folder, arguments=["--memory-enabled", "false"]).wait_listening()
-        gateway.process.send_signal(signal_number)
-        assert gateway.process.wait(10) == 0
-        assert "none: name some in mcpgw.toml" in gateway.printed()
+        with ended(gateway.process):
+            gateway.process.send_signal(signal_number)
+            assert gateway.process.wait(10) == 0
+        assert (
+            f"none: name some in mcpgw.toml ({sys.executable} -m mcpgw init writes one)" in gateway.printed()
+        )
+        assert gateway.printed().endswith("Stop with Ctrl-C.\nStopping.\n")
         assert "Traceback" not in gateway.printed()
+
+
+def test_ctrl_c_says_what_serve_waits_for_and_a_second_one_ends_it_now(tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path, configuration=progress_configuration(tmp_path)).wait_listening()
+    command = [sys.executable, "-m", "mcpgw", "call", "progress", "wait", *on(gateway)]
+    with ended(gateway.process):
+        caller = subprocess.Popen(
+            command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with ended(caller):
+            wait_until((tmp_path / "started").exists, what="the call's start")
+            gateway.process.send_signal(signal.SIGINT)
+            said = "Stopping: waiting up to 10 s for 1 call; Ctrl-C again to stop now.\n"
+            wait_until(lambda: said in gateway.printed(), what="the line")
+            assert gateway.process.poll() is None
+            gateway.process.send_signal(signal.SIGINT)
+            assert gateway.process.wait(8) == 0
+
+
+def test_files_of_the_current_folder_never_stand_in_for_modules(tmp_path: Path) -> None:
+    for name in ("mcp", "token", "mcpgw", "tornado"):
+        program = f"from pathlib import Path\nPath({str(tmp_path / 'was run')!r}).touch()\n"
+        (tmp_path / f"{name}.py").write_text(program, encoding="utf-8")
+    gateway = GatewayProcess(tmp_path).wait_listening()
+    with ended(gateway.process):
+        assert "memory: ready, 6 tools" in gateway.printed()
+        assert gateway.terminate() == 0
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_hints_name_the_command_as_it_was_started(tmp_path: Path, on_path: bool) -> None:
+    script = Path(sys.executable).parent / "mcpgw"
+    path = f"{script.parent if on_path else tmp_path}{os.pathsep}/usr/bin:/bin"
+    done = subprocess.run(
+        [script, "servers", "--data-dir", tmp_path],
+        env=clean_environment({"PATH": path}),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    started = "mcpgw" if on_path else script
+    assert (
+        done.stderr
+        == f"no gateway runs on {tmp_path}: start one with {started} serve --data-dir {tmp_path}\n"
+    )
 
 
 def test_serve_names_every_fault_on_a_line_of_its_own(tmp_path: Path) -> None:
@@ -182,6 +250,45 @@ def test_check_shows_values_with_their_places_and_no_secret(tmp_path: Path) -> N
     assert "  memory: embedded\n" in done.stdout
     assert secret not in done.stdout + done.stderr
     assert not data_dir.exists()
+
+
+def test_check_shows_how_each_server_is_reached_and_notes_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "mcpgw.toml").write_text(
+        f"""
+        [servers.good]
+        command = {json.dumps(sys.executable)}
+        args = ["--key", "s3cret"]
+        cwd = {json.dumps(str(tmp_path))}
+        [servers.absent]
+        command = "no-such-program"
+        cwd = "no-such-folder"
+        [servers.whole]
+        command = "sh -c s3cret"
+        [servers.off]
+        command = "no-such-program"
+        enabled = false
+        [servers.web]
+        url = "https://tools.example:8443/s3cret/mcp?key=s3cret"
+        """,
+        encoding="utf-8",
+    )
+    done = run("check", "--data-dir", tmp_path, folder=tmp_path)
+    assert done.returncode == 0
+    assert "secret = (the key in the data folder)\n" in done.stdout
+    for line in (
+        f"  good: stdio {sys.executable}  (",
+        "  absent: stdio no-such-program  (",
+        "  whole: stdio sh …  (",
+        "  off: stdio no-such-program, disabled  (",
+        "  web: http https://tools.example:8443  (",
+    ):
+        assert line in done.stdout
+    assert done.stderr.splitlines() == [
+        f"note: server 'absent': its folder (cwd) {str(tmp_path / 'no-such-folder')!r} does not exist",
+        "note: server 'absent': its command 'no-such-program' is not found on PATH",
+        "note: server 'whole': its command 'sh …' holds arguments: put what follows 'sh' into args",
+    ]
+    assert "s3cret" not in done.stdout + done.stderr
 
 
 def test_check_names_a_key_that_the_gateway_could_not_use(tmp_path: Path) -> None:
@@ -383,9 +490,10 @@ def test_ctrl_c_cancels_the_call_at_its_server(progress_gateway: GatewayProcess)
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(started.exists, what="the call's start")
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=10)
+    with ended(process):
+        wait_until(started.exists, what="the call's start")
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=10)
     assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
     wait_until(cancelled.exists, seconds=1.5, what="the cancel at the server")
 
@@ -395,6 +503,47 @@ def test_events_follows_the_stream_and_ends_after_the_count(shared_gateway: Gate
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["type"] == "connected"
     assert re.match(r"\d\d:\d\d:\d\d connected ", run("events", "--count", "1", *on(shared_gateway)).stdout)
+
+
+def test_events_that_ctrl_c_ends_have_ended_well(shared_gateway: GatewayProcess) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mcpgw", "events", "--json", *on(shared_gateway)],
+        env=clean_environment({"PYTHONUNBUFFERED": "1"}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with ended(process):
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["type"] == "connected"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (0, "")
+
+
+def test_a_call_to_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    configuration = '[memory]\nenabled = false\n[servers.broken]\ncommand = "no-such-program"\n'
+    gateway = GatewayProcess(tmp_path, configuration=configuration).wait_listening()
+    with ended(gateway.process):
+        done = run("call", "broken", "tool", *on(gateway))
+        assert done.returncode == 5
+        first, reason, *_ = done.stderr.splitlines()
+        assert first == "the server 'broken' is retrying"
+        assert reason == "  its command 'no-such-program' is not found on PATH"
+        assert gateway.terminate() == 0
+
+
+def test_a_folder_that_was_named_has_its_own_gateway_or_none(
+    tmp_path: Path, shared_gateway: GatewayProcess
+) -> None:
+    port = {"MCPGW_SERVER_PORT": shared_gateway.url.rpartition(":")[2]}
+    for token in ({}, {"MCPGW_TOKEN": shared_gateway.token()}):
+        done = run("servers", "--data-dir", tmp_path, environment={**port, **token})
+        assert done.returncode == 3
+        assert done.stderr.startswith(f"no gateway runs on {tmp_path}: start one with ")
+    done = run("servers", "--data-dir", tmp_path, "--json")
+    assert json.loads(done.stdout)["error"]["code"] == "not_reachable"
 
 
 def test_a_gateway_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> None:
@@ -409,7 +558,7 @@ def test_a_gateway_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> 
     for command, environment in ways:
         done = run(*command, "--url", url, "--data-dir", tmp_path / "data", environment=environment)
         assert done.returncode == 3, done.stderr
-        assert done.stderr == f"no gateway answers at {url}: start one with mcpgw serve\n"
+        assert done.stderr == f"no gateway answers at {url}: start one with {AS_STARTED} serve\n"
 
 
 def test_a_server_that_is_no_gateway_is_said_to_be_none(tmp_path: Path) -> None:
@@ -452,6 +601,12 @@ def test_a_url_with_a_token_in_it_is_refused_without_repeating_it() -> None:
     assert "no query" in done.stderr
 
 
+def test_a_url_without_a_scheme_is_refused_with_the_right_one() -> None:
+    for url in ("localhost:3000", "127.0.0.1:3000", "[::1]:3000", "gateway.example", "localhost:3000/ws"):
+        done = run("tools", "--url", url, environment={"MCPGW_TOKEN": "t"})
+        assert (done.returncode, done.stderr) == (2, f"{url!r} is not a URL: write http://{url}\n")
+
+
 # --- the whole command --------------------------------------------------------------------------------------
 
 
@@ -470,6 +625,15 @@ def test_version_and_help_come_fast_and_import_nothing_heavy() -> None:
         timeout=30,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_is_a_command_too() -> None:
+    assert run("help").stdout == run("--help").stdout
+    assert run("help", "token", "create").stdout == run("token", "create", "--help").stdout
+    for names in (("tokn",), ("call", "memory")):
+        done = run("help", *names)
+        assert done.returncode == 2
+        assert f"no such command {names[-1]!r}" in done.stderr
 
 
 def test_the_page_has_every_command_with_every_option_of_its_own() -> None:

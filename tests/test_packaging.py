@@ -1,5 +1,6 @@
 """The wheel: one name, everything in it, and it runs from there."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PATH = "/usr/bin:/bin"
 PARTS = {"mcpgw": "mcpgw", "handlers": "mcpgw/handlers", "schemas": "mcpgw/schemas"}
 
 
@@ -19,7 +21,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         capture_output=True,
         text=True,
         timeout=60,
-        env={"PATH": "/usr/bin:/bin"},
+        env={"PATH": PATH},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -28,7 +30,17 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
-    """The files of the installed folders that git has or would take, so that no leftover is shipped."""
+    """The files of the installed folders that git has or would take, so that no leftover is shipped.
+
+    Without git or its folder (a source archive), all there are but those that Python writes.
+    """
+    if not (ROOT / ".git").exists() or shutil.which("git", path=PATH) is None:
+        found = (file for part in PARTS for file in sorted((ROOT / part).rglob("*")))
+        return [
+            file.relative_to(ROOT).as_posix()
+            for file in found
+            if file.is_file() and "__pycache__" not in file.parts
+        ]
     listed = run(
         *("git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", *PARTS),
         cwd=ROOT,

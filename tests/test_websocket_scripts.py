@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import pty
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,7 +49,9 @@ STEPS = [
     "memory_delete",
     "close",
 ]
-HOW_TO_CREATE = 'export MCPGW_TOKEN="$(mcpgw token create --user me)"'
+INSTALLED = TOP / ".venv" / "bin" / "mcpgw"
+CREATE = f"{shlex.quote(str(INSTALLED)) if INSTALLED.exists() else 'mcpgw'} token create --user me"
+HOW_TO_CREATE = f'export MCPGW_TOKEN="$({CREATE})"'
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -159,6 +163,29 @@ def test_both_scripts_say_the_same_words(shared_gateway: GatewayProcess, tmp_pat
     assert reports[0] == reports[1] == reports[2]
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_hint_names_the_command_where_it_was_installed(
+    command: list[str], shared_gateway: GatewayProcess, tmp_path: Path, installed: bool
+) -> None:
+    *interpreter, script = command
+    copy = shutil.copy(script, tmp_path)
+    expected = "mcpgw"
+    if installed:
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / "mcpgw").touch()
+        expected = ".venv/bin/mcpgw"
+    done = subprocess.run(
+        [*interpreter, copy, "--json"],
+        cwd=tmp_path,
+        env=environment(shared_gateway.socket_url, ""),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=20,
+        check=False,
+    )
+    assert f"create one: {expected} token create --user me" in str(refused_step(done)["advice"])
+
+
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colour_is_for_terminals_and_only_where_it_is_wanted(
     command: list[str], shared_gateway: GatewayProcess, no_color: str
@@ -200,7 +227,7 @@ def test_without_a_token_it_says_how_to_create_and_pass_one(
     failed = refused_step(script(shared_gateway.socket_url, "", "--json"))
     assert (failed["name"], failed["problem"]) == ("auth", "the token is missing")
     assert failed["advice"].splitlines() == [
-        "create one: mcpgw token create --user me",
+        f"create one: {CREATE}",
         f"and pass it: {HOW_TO_CREATE}",
     ]
 

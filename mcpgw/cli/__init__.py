@@ -35,5 +35,20 @@ def main() -> None:
     """
 
 
-for _command in (serve, check, init, token, servers, tools, call, events):
+@click.command(name="help")
+@click.argument("names", nargs=-1, metavar="[COMMAND]...")
+@click.pass_context
+def show_help(context: click.Context, names: tuple[str, ...]) -> None:
+    """Show what a COMMAND does and takes; without one, all commands."""
+    shown = context.find_root()
+    for name in names:
+        group = shown.command
+        command = group.get_command(shown, name) if isinstance(group, click.Group) else None
+        if command is None:
+            raise click.UsageError(f"no such command {name!r}", shown)
+        shown = click.Context(command, info_name=name, parent=shown)
+    click.echo(shown.get_help())
+
+
+for _command in (serve, check, init, token, servers, tools, call, events, show_help):
     main.add_command(_command)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mcpgw.client import ToolAnswer
 
 _EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"  {code.value:<4} {text}" for code, text in MEANINGS.items())
+_PATIENCE_SECONDS = 30.0
+"""How long a person waits for a gateway that has gone away in the middle of a call."""
 
 
 @click.command(epilog=_EXIT_CODES)
@@ -59,7 +61,7 @@ def call(
     """
     with faults_reported(as_json=as_json):
         params = read_arguments(arguments)
-        found = connection.find("tools:call")
+        found = connection.find("tools:call", "servers:read")  # the second to hear why a server is not ready
         answer = asyncio.run(_call(found, server, tool, params, timeout, quiet=as_json))
     if as_json:
         say_json(dict(answer.data))
@@ -82,7 +84,7 @@ async def _call(
 ) -> "ToolAnswer":
     from mcpgw.client import Gateway  # noqa: PLC0415 - after --help
 
-    async with Gateway(connection.url, connection.token) as gateway:
+    async with Gateway(connection.url, connection.token, give_up_after=_PATIENCE_SECONDS) as gateway:
         with ProgressDisplay(f"{server} {tool}", quiet=quiet) as display:
             return await gateway.call(
                 server,

@@ -1,15 +1,21 @@
 """``mcpgw check`` and ``mcpgw init``: the configuration, looked at and begun."""
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
 from mcpgw.cli.output import UsageFault, faults_reported, one_line, tell
+from mcpgw.cli.program import program
 from mcpgw.cli.settings_options import configuration_options
 
 if TYPE_CHECKING:
     from mcpgw.config import Config
+    from mcpgw.server_definitions import ServerDefinition
 
 _LONGEST_VALUE = 80
 
@@ -39,6 +45,8 @@ def check(config: "Config") -> None:
         shown = one_line(value)
         if len(shown) > _LONGEST_VALUE:
             shown = f"{shown[:_LONGEST_VALUE]}…"
+        if setting.name == "auth.secret" and not shown and config.auth.algorithm == "HS256":
+            shown = "(the key in the data folder)"
         unit = f" {setting.unit}" if setting.unit not in ("", "port") and shown else ""
         place = "" if source == "default" else f"  ({one_line(source)})"
         click.echo(f"{setting.key} = {shown}{unit}{place}")
@@ -48,11 +56,45 @@ def check(config: "Config") -> None:
         click.echo("  memory: embedded")
     for definition in config.servers.values():
         state = "" if definition.enabled else ", disabled"
-        click.echo(f"  {definition.name}: {definition.transport}{state}  ({one_line(definition.source)})")
+        reached = f"{definition.transport} {_target(definition)}{state}"
+        click.echo(f"  {definition.name}: {one_line(f'{reached}  ({definition.source})')}")
     if not config.memory.enabled and not config.servers:
         click.echo("  none")
-    for note in config.notes:
+    missing = [note for definition in config.servers.values() for note in _missing(definition)]
+    for note in (*config.notes, *missing):
         tell(f"note: {note}")
+
+
+def _target(definition: "ServerDefinition") -> str:
+    """The command without its arguments, or the URL without its path and query: these may hold secrets."""
+    if definition.command is not None:
+        return _shown(definition.command)
+    parts = urlsplit(definition.url or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _shown(command: str) -> str:
+    """The first word of a command, for arguments that were put into it by mistake may hold secrets."""
+    first, space, _ = command.partition(" ")
+    return f"{first} …" if space and not Path(command).exists() else command
+
+
+def _missing(definition: "ServerDefinition") -> Iterator[str]:
+    """What an enabled server cannot be started without, and is not on this machine now."""
+    if not definition.enabled or definition.command is None:
+        return
+    if definition.cwd is not None and not definition.cwd.is_dir():
+        yield f"server {definition.name!r}: its folder (cwd) {str(definition.cwd)!r} does not exist"
+    path = definition.env.get("PATH", os.environ.get("PATH"))
+    if shutil.which(definition.command, path=path) is None:
+        command = f"server {definition.name!r}: its command {_shown(definition.command)!r}"
+        first, space, _ = definition.command.partition(" ")
+        if space and shutil.which(first, path=path) is not None:
+            yield f"{command} holds arguments: put what follows {first!r} into args"
+        elif "/" in first:
+            yield f"{command} is no program that can be run"
+        else:
+            yield f"{command} is not found on PATH"
 
 
 @click.command()
@@ -75,4 +117,5 @@ def init(path: Path, force: bool) -> None:
             raise UsageFault(f"{path} is there already; --force writes over it") from None
         except OSError as error:
             raise UsageFault(f"{path}: {error.strerror}") from None
-    click.echo(f"Wrote {one_line(str(path))}: every setting with its default. Check it with: mcpgw check")
+    next_step = f"Check it with: {program()} check"
+    click.echo(f"Wrote {one_line(str(path))}: every setting with its default. {next_step}")

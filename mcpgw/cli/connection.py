@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import shlex
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcpgw.cli.output import UsageFault
+from mcpgw.cli.output import NoGatewayFault, UsageFault
+from mcpgw.cli.program import program
 from mcpgw.cli.settings_options import config_option, data_dir_option
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class ConnectionOptions:
         Raises:
             ConfigError: the configuration has faults.
             UsageFault: the URL is none, or there is no way to a token.
+            NoGatewayFault: no gateway runs on the data folder that was named.
             NotReachable: there is no key, and no gateway either.
         """
         from mcpgw.client import GatewayAddress  # noqa: PLC0415 - after --help
@@ -63,7 +66,8 @@ class ConnectionOptions:
             config = self._config()
         else:
             config = self._config()
-            address = GatewayAddress.parse(_running_url(config))
+            # Whoever names a folder means the gateway there, and none that happens to have the usual port.
+            address = GatewayAddress.parse(_running_url(config, on_folder=self.data_dir is not None))
             if token is not None:
                 return _checked(Connection(address.base, token))
         return Connection(address.base, _mint(config, address, scopes))
@@ -107,19 +111,23 @@ def _checked(connection: Connection) -> Connection:
     return connection
 
 
-def _running_url(config: "Config") -> str:
-    """The gateway that has left its note in the data folder, else the one that the configuration means."""
-    from mcpgw.client import NotReachable  # noqa: PLC0415
+def _running_url(config: "Config", *, on_folder: bool) -> str:
+    """The gateway that has left its note in the data folder, else the one that the configuration means.
+
+    With `on_folder` only the first will do.
+    """
     from mcpgw.running import find_running  # noqa: PLC0415
 
     running = find_running(config.data.dir)
     if running is not None:
         return running.url
     host, port = config.server.host, config.server.port
+    if on_folder or port == 0:
+        folder = config.data.dir
+        start = f"{program()} serve" + (f" --data-dir {shlex.quote(str(folder))}" if on_folder else "")
+        raise NoGatewayFault(f"no gateway runs on {folder}: start one with {start}")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to connect
     shown = f"[{host}]" if ":" in host else host
-    if port == 0:
-        raise NotReachable(f"http://{shown}", f"none has left a note in {config.data.dir}")
     return f"http://{shown}:{port}"
 
 
@@ -128,7 +136,7 @@ def _mint(config: "Config", address: "GatewayAddress", scopes: tuple[str, ...]) 
     if not _is_here(address.host):
         raise UsageFault(
             f"MCPGW_TOKEN is not set: the gateway {address.base} is not on this machine, and wants a token "
-            "from whoever runs it (mcpgw token create --user NAME)"
+            f"from whoever runs it ({program()} token create --user NAME)"
         )
     if config.auth.algorithm != "HS256":
         raise UsageFault(

@@ -69,7 +69,11 @@ def tools(connection: ConnectionOptions, server: str | None, as_json: bool) -> N
 def events(connection: ConnectionOptions, count: int | None, as_json: bool) -> None:
     """Follow the gateway's events: one line an event."""
     with faults_reported(as_json=as_json):
-        asyncio.run(_follow(connection.find("events:read"), count, as_json=as_json))
+        try:
+            asyncio.run(_follow(connection.find("events:read"), count, as_json=as_json))
+        except KeyboardInterrupt:
+            if count is not None:  # fewer came than were asked for
+                raise
 
 
 async def _list_tools(connection: Connection, server: str | None) -> list[dict[str, Any]]:

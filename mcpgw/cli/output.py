@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mcpgw.cli.exit_codes import ExitCode
+from mcpgw.cli.program import program
 from mcpgw.errors import ConfigError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on one line, errors too.")
@@ -16,6 +17,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 class UsageFault(Exception):
     """The command cannot be run as it was given; the text says why."""
+
+
+class NoGatewayFault(Exception):
+    """There is no gateway where the command was told to look; the text says where."""
 
 
 def printable(text: str, *, keep: str = "\n\t") -> str:
@@ -72,6 +77,8 @@ def faults_reported(*, as_json: bool = False) -> Iterator[None]:
         _report(as_json, ExitCode.USAGE, "invalid_configuration", str(error), details=list(error.faults))
     except UsageFault as error:
         _report(as_json, ExitCode.USAGE, "usage", str(error))
+    except NoGatewayFault as error:
+        _report(as_json, ExitCode.NOT_REACHABLE, "not_reachable", str(error), temporary=True)
     except KeyboardInterrupt:
         _report(as_json, ExitCode.INTERRUPTED, "interrupted", "interrupted")
     except Exception as error:
@@ -91,7 +98,7 @@ def _report_client_error(error: Any, *, as_json: bool) -> None:
         if not isinstance(error, NotAGateway):
             # Refused is the plain case; anything else is worth its words.
             reason = "" if error.reason == "Connection refused" else f" ({error.reason})"
-            message = f"no gateway answers at {error.url}: start one with mcpgw serve{reason}"
+            message = f"no gateway answers at {error.url}: start one with {program()} serve{reason}"
     elif isinstance(error, ConnectionLost):
         code = ExitCode.NOT_REACHABLE
     elif isinstance(error, Refused):
@@ -113,7 +120,9 @@ def _report_client_error(error: Any, *, as_json: bool) -> None:
 
 
 def _detail_lines(details: Any) -> list[str]:
-    """A line for each ``{path, reason}`` of an ``invalid_params`` error."""
+    """A line for each ``{path, reason}`` of an ``invalid_params`` error, or one for a server's ``reason``."""
+    if isinstance(details, dict):
+        return [one_line(f"  {details['reason']}")] if isinstance(details.get("reason"), str) else []
     return [
         one_line(f"  {detail.get('path', '')}: {detail['reason']}")
         for detail in (details if isinstance(details, list) else [])

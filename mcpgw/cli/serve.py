@@ -3,19 +3,21 @@
 import asyncio
 import math
 import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from mcpgw import __version__
 from mcpgw.cli.output import faults_reported, one_line, tell
+from mcpgw.cli.program import program
 from mcpgw.cli.settings_options import configuration_options
 
 if TYPE_CHECKING:
     from mcpgw.config import Config
     from mcpgw.services import Services
 
-_EXAMPLE = """mcpgw call memory memory_search '{"project": "my-project"}'"""
+_EXAMPLE = """call memory memory_search '{"project": "my-project"}'"""
 
 
 @click.command()
@@ -37,12 +39,12 @@ def serve(config: "Config") -> None:
             file=log.file, format=log.format, level=log.level, max_size=log.max_size, backups=log.backups
         ),
     ):
-        asyncio.run(app.serve(config, _say_ready))
+        asyncio.run(app.serve(config, _say_ready, _say_stopping))
 
 
 def _say_ready(url: str, services: "Services") -> None:
     config = services.config
-    servers = _server_lines(services) or ["none: name some in mcpgw.toml (mcpgw init writes one)"]
+    servers = _server_lines(services) or [f"none: name some in mcpgw.toml ({program()} init writes one)"]
     lines = [
         click.style(f"mcpgw {__version__} is ready.", bold=True),
         f"  WebSocket  {url.replace('http', 'ws', 1)}/ws",
@@ -53,6 +55,16 @@ def _say_ready(url: str, services: "Services") -> None:
         "Stop with Ctrl-C.",
     ]
     click.echo("\n".join(lines))
+
+
+def _say_stopping(services: "Services") -> None:
+    calls, seconds = services.gateway.counts.open, services.config.server.drain_timeout
+    waiting = ""
+    if calls:
+        waiting = f": waiting up to {seconds:g} s for {calls} call{'' if calls == 1 else 's'}"
+        waiting += "; Ctrl-C again to stop now"
+    with suppress(OSError, ValueError):  # a terminal that is gone must not keep calls from their end
+        tell(f"Stopping{waiting}.")
 
 
 def _server_lines(services: "Services") -> list[str]:
@@ -75,8 +87,8 @@ def _server_lines(services: "Services") -> list[str]:
 
 
 def _example(config: "Config") -> str:
-    """The command that calls a tool of this gateway, from any folder."""
-    command = _EXAMPLE if config.memory.enabled else "mcpgw tools"
+    """The command that calls a tool of this gateway; `mcpgw` is written as it was started."""
+    command = f"{program()} {_EXAMPLE if config.memory.enabled else 'tools'}"
     if config.sources.get("data.dir", "").startswith("flag "):
         command += f" --data-dir {shlex.quote(str(config.data.dir.absolute()))}"
     elif config.file is not None and {"data.dir", "auth.secret"} & config.sources.keys():

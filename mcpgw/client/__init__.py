@@ -4,14 +4,20 @@
         answer = await gateway.call("memory", "memory_search", {"project": "my-project"})
         print(answer.result)
 
+        async for event in gateway.subscribe("servers"):
+            print(event.type, event.data)
+
     async for event in events("http://127.0.0.1:3000", token):
         print(event.type)
 
 A URL may begin with http, https, ws or wss and may end with ``/ws``. The token goes into the Authorization
-header (RFC 6750 section 2.1), never into a URL. Everything that can go wrong is a `ClientError`.
+header (RFC 6750 section 2.1), never into a URL. Connections that break are made anew; see
+`Gateway`. `events` is the other way to read events, as one stream of HTTP that ends with its connection.
+Everything that can go wrong is a `ClientError`.
 """
 
 from mcpgw.client.address import GatewayAddress
+from mcpgw.client.answers import LogLine, Progress, ToolAnswer
 from mcpgw.client.errors import (
     ClientError,
     ConnectionLost,
@@ -19,12 +25,18 @@ from mcpgw.client.errors import (
     NotReachable,
     Refused,
     RequestFailed,
+    TokenUnavailable,
 )
 from mcpgw.client.events import Event, events
+from mcpgw.client.feed import GAP, LAGGED, ChannelEvent
 from mcpgw.client.rest import list_servers
-from mcpgw.client.socket import Gateway, LogLine, Progress, ToolAnswer
+from mcpgw.client.socket import Gateway
+from mcpgw.client.subscription import Subscription
 
 __all__ = [
+    "GAP",
+    "LAGGED",
+    "ChannelEvent",
     "ClientError",
     "ConnectionLost",
     "Event",
@@ -36,6 +48,8 @@ __all__ = [
     "Progress",
     "Refused",
     "RequestFailed",
+    "Subscription",
+    "TokenUnavailable",
     "ToolAnswer",
     "events",
     "list_servers",

@@ -1,10 +1,12 @@
 """Where a gateway is: one URL in, the URLs of its endpoints out."""
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 _SCHEMES: Final = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
+_HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?")
 _ENDPOINTS: Final = ("/api/v1/ws", "/ws")
 
 
@@ -21,6 +23,8 @@ class GatewayAddress:
         Raises ValueError where it is none, or holds what a gateway's address has not: a user, a query (a
         secret there would end in logs) or a fragment. The message does not repeat these parts.
         """
+        if _HOST_AND_PORT.fullmatch(url):  # urlsplit would take the host for a scheme
+            raise ValueError(f"{url!r} is not a URL: write http://{url}")
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port

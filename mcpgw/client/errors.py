@@ -4,6 +4,7 @@ ClientError
 ├── NotReachable        not_reachable      no gateway answers
 │   └── NotAGateway     not_a_gateway      something else does
 ├── ConnectionLost      connection_lost    the connection ended while it was needed
+├── TokenUnavailable    token_unavailable  the callable that makes tokens has failed
 ├── Refused             auth_required, auth_failed, token_expired, permission_denied
 └── RequestFailed       every other code of the wire contract, section 5
 """
@@ -39,8 +40,13 @@ class ClientError(Exception):
 class NotReachable(ClientError):
     """No gateway answers at `url`; `reason` is what the operating system says."""
 
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"no gateway answers at {url} ({reason})", code="not_reachable", temporary=True)
+    def __init__(self, url: str, reason: str, *, retry_after: float | None = None) -> None:
+        super().__init__(
+            f"no gateway answers at {url} ({reason})",
+            code="not_reachable",
+            temporary=True,
+            retry_after=retry_after,
+        )
         self.url = url
         self.reason = reason
 
@@ -62,9 +68,23 @@ class ConnectionLost(ClientError):
     `close_code` is the WebSocket's, where there was one (RFC 6455 section 7.4).
     """
 
-    def __init__(self, message: str, *, close_code: int | None = None, temporary: bool = True) -> None:
-        super().__init__(message, code="connection_lost", temporary=temporary)
+    def __init__(
+        self,
+        message: str,
+        *,
+        close_code: int | None = None,
+        temporary: bool = True,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code="connection_lost", temporary=temporary, retry_after=retry_after)
         self.close_code = close_code
+
+
+class TokenUnavailable(ClientError):
+    """The callable that makes tokens has raised; that is the cause of this error."""
+
+    def __init__(self, reason: str, *, temporary: bool) -> None:
+        super().__init__(f"no token could be made: {reason}", code="token_unavailable", temporary=temporary)
 
 
 class Refused(ClientError):
@@ -94,3 +114,19 @@ def error_from(data: Mapping[str, Any], message: object) -> ClientError:
         retry_after=retry_after / 1000 if isinstance(retry_after, int | float) else None,
         details=data.get("details"),
     )
+
+
+def outcome_unknown(what: str) -> RequestFailed:
+    """What was asked may have been done or not, and nobody knows any more."""
+    return RequestFailed(f"the connection was lost, and it is not known {what}", code="outcome_unknown")
+
+
+def renewed(error: Exception) -> Exception:
+    """An equal error without a traceback: one object for many tasks would collect the tracebacks of all."""
+    if not isinstance(error, ClientError):
+        return error
+    copy = type(error).__new__(type(error))
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy

@@ -1,123 +1,91 @@
-"""One WebSocket connection to a gateway: many calls side by side, each with one end."""
+"""A gateway as a program sees it: calls, each with one end, over connections that may come and go."""
 
 import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.iostream import IOStream
-from tornado.websocket import (
-    WebSocketClientConnection,
-    WebSocketClosedError,
-    WebSocketError,
-    websocket_connect,
-)
-
-from mcpgw.client.address import GatewayAddress, authorization
+from mcpgw.client.address import GatewayAddress
+from mcpgw.client.answers import LogLine, Progress, ToolAnswer
+from mcpgw.client.backoff import Backoff
 from mcpgw.client.errors import (
+    ClientError,
     ConnectionLost,
     NotAGateway,
     NotReachable,
     RequestFailed,
     error_from,
+    outcome_unknown,
+    renewed,
 )
-from mcpgw.client.rest import reason_of
-from mcpgw.errors import ParseError
+from mcpgw.client.feed import Feed, wanted_of
+from mcpgw.client.link import Frame, Link
+from mcpgw.client.request import Request, member
+from mcpgw.client.subscription import Subscription, Subscriptions
+from mcpgw.client.token_source import Token, TokenSource, expires_at, renewal_delay
 from mcpgw.wire import strict_json
+from mcpgw.wire.events import Position
 
 _ANSWER_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 5.0
-_CLOSE_SECONDS: Final = 2.0
-_PING_SECONDS: Final = 30.0
-_PONG_SECONDS: Final = 10.0
-_NO_ANSWER: Final = 599  # Tornado's status for "there was none"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolAnswer:
-    """What a tool answered; `success` is false where the tool itself says that it failed.
-
-    `result` is what a caller most likely wants of it, `content` the MCP content blocks as the backend sent
-    them, `structured_content` None where there is none. `data` is the whole answer as it came.
-    """
-
-    server: str
-    tool: str
-    success: bool
-    result: Any
-    content: list[dict[str, Any]]
-    structured_content: Any
-    duration_ms: int
-    meta: Mapping[str, Any] | None
-    data: Mapping[str, Any] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a call is; `total` in the unit of `progress`, where the backend knows it."""
-
-    progress: float
-    total: float | None
-    message: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """A line that the backend logged while it worked on a call; `data` is any JSON value."""
-
-    level: str
-    logger: str | None
-    data: Any
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """A request that waits; `answered` once the gateway has given it its end."""
-
-    kind: str
-    answer_type: str
-    future: "asyncio.Future[Mapping[str, Any]]"
-    on_progress: Callable[[Progress], None] | None = None
-    on_log: Callable[[LogLine], None] | None = None
-    answered: bool = False
+_REFRESH_SECONDS: Final = 60.0
+_STEADY_SECONDS: Final = 5.0
 
 
 class Gateway:
-    """A connection to the gateway at `url`, open inside ``async with``.
+    """The gateway at `url`, connected inside ``async with``.
 
-    `token` None opens a connection that may only `ping` and ask for its `status`. `connect_timeout` (seconds)
-    bounds everything until the gateway's first frame, `max_message_size` (bytes) each of its messages.
-    Methods may be called from many tasks at once; each raises `ClientError`, and `ConnectionLost` where the
-    connection ends first.
+    A connection that breaks is made anew: calls go on, and subscriptions too. Only what the gateway itself
+    ends for good (close codes 3500 to 3999), credentials that are refused, and an outage of `give_up_after`
+    seconds (None: no limit; 0: nothing is made anew) end it: every request and subscription then raises why.
+
+    `token` is a token, or a callable (async or not) that makes a fresh one: it is asked for each connection
+    and before a token ends. None opens a connection that may only `ping` and ask for its `status`.
+    `connect_timeout` (seconds) bounds each try to connect, until the gateway's first word; ``async with``
+    itself tries once. Between tries are random pauses below a bound that doubles from `first_pause` to
+    `longest_pause` seconds. `max_message_size` (bytes) bounds each of the gateway's messages. Methods may be
+    called from many tasks at once; each raises `ClientError`.
     """
 
     def __init__(
         self,
         url: str,
-        token: str | None,
+        token: Token,
         *,
         connect_timeout: float = 10.0,
+        give_up_after: float | None = 120.0,
+        first_pause: float = 0.25,
+        longest_pause: float = 15.0,
         max_message_size: int = 64 * 1024 * 1024,
     ) -> None:
         self._address = GatewayAddress.parse(url)
-        self._headers = authorization(token)
+        self._tokens = TokenSource(token)
         self._connect_timeout = connect_timeout
+        self._give_up_after = math.inf if give_up_after is None else give_up_after
+        self._backoff = Backoff(first_pause, longest_pause)
         self._max_message_size = max_message_size
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Request] = {}
+        self._to_cancel: set[str] = set()
         self._numbers = itertools.count(1)
-        self._connection: WebSocketClientConnection | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._lost: ConnectionLost | None = None
-        self._goodbye: Mapping[str, Any] = {}
+        self._subscriptions = Subscriptions(self._say, self._ask_for_token)
+        self._link: Link | None = None
+        self._session: str | None = None
+        self._expires_in: float | None = None
+        self._renew = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+        self._failure: ClientError | None = None
 
     def __repr__(self) -> str:
         return f"Gateway({self._address.socket!r})"
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection at the moment, as far as that is known."""
+        return self._link is not None
 
     async def __aenter__(self) -> Self:
         """Connect, and read who the gateway says we are.
@@ -125,23 +93,14 @@ class Gateway:
         Raises:
             NotReachable: no gateway answers.
             Refused: the token does not hold.
+            TokenUnavailable: the callable that makes tokens has failed.
         """
-        if self._reader is not None:
+        if self._runner is not None:
             raise RuntimeError("this connection has been used: make a new Gateway")
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                connection = await self._connect()
-                try:
-                    await self._greet(connection)
-                except BaseException:
-                    _drop(connection)
-                    raise
-        except TimeoutError:
-            raise NotReachable(
-                self._address.base, f"nothing came within {self._connect_timeout:g} s"
-            ) from None
-        self._connection = connection
-        self._reader = asyncio.create_task(self._read(connection), name=f"reader of {self!r}")
+        link = await self._open(self._connect_timeout)
+        self._session = _text(link.status.get("session"))
+        self._go_on(link, resumed=True)
+        self._runner = asyncio.create_task(self._run(link), name=f"runner of {self!r}")
         return self
 
     async def __aexit__(
@@ -151,19 +110,16 @@ class Gateway:
         traceback: TracebackType | None,
     ) -> None:
         """Close; the gateway then cancels what is still open."""
-        connection, reader = self._connection, self._reader
-        assert connection is not None, "entered before"  # noqa: S101
-        assert reader is not None, "entered before"  # noqa: S101
-        stream = _stream_of(connection)
-        connection.close(1000)
+        runner, link = self._runner, self._link
+        assert runner is not None, "entered before"  # noqa: S101
+        self._give_up_after = 0.0
         try:
-            await asyncio.wait({reader}, timeout=_CLOSE_SECONDS)
+            if link is not None:
+                await link.close(runner)
         finally:
-            if stream is not None:
-                stream.close()  # a gateway that does not answer the close
-            reader.cancel()
+            runner.cancel()
             with suppress(asyncio.CancelledError):
-                await reader
+                await runner
 
     async def call(
         self,
@@ -173,12 +129,15 @@ class Gateway:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[LogLine], None] | None = None,
+        on_queued: Callable[[int], None] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - the gateway keeps it and tells the backend
     ) -> ToolAnswer:
         """Call a tool and wait for its answer, at most `timeout` seconds (None: the gateway's default).
 
-        Cancelling the awaiting task cancels the call. So does an exception of a callback, which is raised
-        here.
+        The call goes on while the connection is away, and never runs twice: where nobody knows any more
+        whether it has run, it ends with the code ``outcome_unknown``. `on_queued` is told its place while it
+        waits for a busy server. Cancelling the awaiting task cancels the call. So does an exception of a
+        callback, which is raised here.
 
         Raises:
             ClientError: the call has no answer; a tool that says it failed is an answer.
@@ -192,182 +151,325 @@ class Gateway:
             data["timeoutMs"] = math.ceil(timeout * 1000)
             limit = timeout + _GRACE_SECONDS
         answer = await self._request(
-            "tool_call", "tool_response", data, limit=limit, on_progress=on_progress, on_log=on_log
+            "tool_call", data, limit=limit, on_progress=on_progress, on_log=on_log, on_queued=on_queued
         )
         return ToolAnswer(
             server=server,
             tool=tool,
-            success=self._member(answer, "success") is True,
-            result=self._member(answer, "result"),
-            content=self._member(answer, "content"),
+            success=member(answer, "success", self._address.base) is True,
+            result=member(answer, "result", self._address.base),
+            content=member(answer, "content", self._address.base),
             structured_content=answer.get("structuredContent"),
-            duration_ms=self._member(answer, "durationMs"),
+            duration_ms=member(answer, "durationMs", self._address.base),
             meta=answer.get("meta"),
             data=answer,
         )
 
+    def subscribe(
+        self,
+        channel: str,
+        *,
+        since: str | None = None,
+        types: Collection[str] | None = None,
+        servers: Collection[str] | None = None,
+        min_level: str | None = None,
+        queue_size: int = 10_000,
+    ) -> Subscription:
+        """The events of a `channel`, such as ``servers`` or ``room:NAME``, for ``async for``.
+
+        `since` is the `id` of an event: what came after it is sent first. `types`, `servers` and `min_level`
+        choose among the events; None is all. At most `queue_size` events wait for the reader. There may be
+        any number of subscriptions, also of one channel.
+
+        Raises:
+            ValueError: an argument cannot be used.
+        """
+        place = None if since is None else Position.parse(since)
+        if since is not None and place is None:
+            raise ValueError("since is the id of an event, such as 0123456789abcdef-7")
+        if queue_size < 1:
+            raise ValueError("a queue holds at least one event")
+        wanted = wanted_of(types, servers, min_level)
+        return Subscription(self._subscriptions, Feed(channel, wanted, place, queue_size))
+
+    async def publish(self, channel: str, payload: Any) -> int:
+        """Say something in a room that is subscribed; answers the offset of the event in the log.
+
+        Raises:
+            ClientError: ``outcome_unknown`` where the connection was lost before the answer came.
+            ValueError: `payload` is no JSON.
+        """
+        answer = await self._request(
+            "publish", {"channel": channel, "payload": payload}, limit=_ANSWER_SECONDS
+        )
+        offset: int = member(answer, "offset", self._address.base)
+        return offset
+
     async def list_tools(self, server: str | None = None) -> list[dict[str, Any]]:
         """The tools of one server, or of all, as section 3 of the wire contract has them."""
         data = {} if server is None else {"serverId": server}
-        answer = await self._request("list_tools", "tools", data, limit=_ANSWER_SECONDS)
-        tools: list[dict[str, Any]] = self._member(answer, "tools")
+        answer = await self._request("list_tools", data, limit=_ANSWER_SECONDS)
+        tools: list[dict[str, Any]] = member(answer, "tools", self._address.base)
         return tools
 
     async def status(self) -> dict[str, Any]:
         """What this connection is and may do, as section 4 of the wire contract has it."""
-        return dict(await self._request("status", "status", {}, limit=_ANSWER_SECONDS))
+        return dict(await self._request("status", {}, limit=_ANSWER_SECONDS))
 
     async def ping(self) -> float:
         """How long the gateway takes to answer, in seconds."""
         started = time.perf_counter()
-        await self._request("ping", "pong", {}, limit=_ANSWER_SECONDS)
+        await self._request("ping", {}, limit=_ANSWER_SECONDS)
         return time.perf_counter() - started
 
-    # --- the connection ------------------------------------------------------------------------------------
+    # --- connections ---------------------------------------------------------------------------------------
 
-    async def _connect(self) -> WebSocketClientConnection:
-        request = HTTPRequest(
-            self._address.socket,
-            headers=self._headers,
-            connect_timeout=self._connect_timeout,
-            request_timeout=self._connect_timeout,
-        )
-        base = self._address.base
-        connecting = asyncio.ensure_future(
-            websocket_connect(
-                request,
-                compression_options={},
-                ping_interval=_PING_SECONDS,
-                ping_timeout=_PONG_SECONDS,
-                max_message_size=self._max_message_size,
-            )
-        )
+    async def _run(self, link: Link) -> None:
+        """Keep a connection for as long as that is possible, and give everything its end after that."""
+        failure = ConnectionLost("this connection is closed")
         try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            connecting.add_done_callback(_drop_late)  # Tornado goes on connecting
-            raise
-        except HTTPClientError as error:
-            if error.code == _NO_ANSWER:
-                raise NotReachable(base, reason_of(error)) from None
-            raise NotAGateway(base, f"HTTP {error.code}") from None
-        except WebSocketError as error:
-            raise NotAGateway(base, reason_of(error)) from None
-        except OSError as error:
-            raise NotReachable(base, reason_of(error)) from None
+            while True:
+                failure = await self._converse(link)
+                if not failure.temporary or self._give_up_after <= 0:
+                    return
+                link = await self._come_back(failure)
+        except ClientError as error:
+            self._fail(error)
+        finally:
+            self._link = None
+            self._fail(failure)
 
-    async def _greet(self, connection: WebSocketClientConnection) -> None:
-        """Read the status that comes first and, where the token does not hold, why."""
-        while True:
-            message = await connection.read_message()
-            if message is None:
-                code = connection.close_code
-                raise ConnectionLost("the gateway closed the connection at once", close_code=code)
-            kind, _, data = self._open(message)
-            if kind == "error":
-                raise error_from(data, data.get("error"))
-            if kind == "status" and (data.get("authenticated") is True or not self._headers):
-                return
+    async def _converse(self, link: Link) -> ConnectionLost:
+        """Hand every frame to whom it concerns until the connection ends; answers why it did."""
+        tending = [
+            asyncio.create_task(self._keep_token(), name=f"token of {self!r}"),
+            asyncio.create_task(self._keep_places(), name=f"places of {self!r}"),
+        ]
+        started = asyncio.get_running_loop().time()
+        try:
+            while (frame := await link.receive()) is not None:
+                self._receive(frame)
+            if asyncio.get_running_loop().time() - started > _STEADY_SECONDS:
+                self._backoff.reset()
+            return link.farewell()
+        except NotAGateway as error:
+            return ConnectionLost(error.message, temporary=False)
+        finally:
+            self._link = None
+            link.drop()
+            self._subscriptions.disconnected()
+            for task in tending:
+                task.cancel()
 
-    def _open(self, message: str | bytes) -> tuple[str, str | None, Mapping[str, Any]]:
-        """Type, id and data of one message.
+    async def _come_back(self, lost: ConnectionLost) -> Link:
+        """Connect again, as often as the time allows.
 
         Raises:
-            NotAGateway: it is no frame.
+            ClientError: the time is over, or what happened will happen again.
         """
-        try:
-            frame = strict_json.loads(message) if isinstance(message, str) else None
-        except ParseError:
-            frame = None
-        if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
-            raise NotAGateway(self._address.base, "it sent what is no frame")
-        identifier, data = frame.get("id"), frame.get("data", {})
-        if not isinstance(identifier, str | None) or not isinstance(data, dict):
-            raise NotAGateway(self._address.base, "it sent what is no frame")
-        return frame["type"], identifier, data
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._give_up_after
+        last: ClientError = lost
+        while (left := deadline - loop.time()) > 0:
+            await asyncio.sleep(min(self._backoff.pause(last.retry_after), left))
+            try:
+                return await self._resume(max(0.1, min(self._connect_timeout, deadline - loop.time())))
+            except ClientError as error:
+                is_old_token = error.code == "token_expired" and self._tokens.is_renewable
+                if not error.temporary and not is_old_token:
+                    raise
+                last = error
+        raise ConnectionLost(
+            f"the connection was lost and did not come back within {self._give_up_after:g} s: {last.message}",
+            close_code=lost.close_code,
+        ) from last
 
-    async def _read(self, connection: WebSocketClientConnection) -> None:
-        """Hand every frame to the request that it answers, until the connection ends."""
-        lost = ConnectionLost("this connection is closed")
+    async def _open(self, limit: float) -> Link:
         try:
-            while (message := await connection.read_message()) is not None:
-                self._receive(message)
-            lost = self._farewell(connection.close_code)
-        except NotAGateway as error:
-            lost = ConnectionLost(error.message, temporary=False)
-        finally:
-            self._lost = lost
-            connection.close()
-            for request in self._requests.values():
-                _settle(request, lost)
-
-    def _receive(self, message: str | bytes) -> None:
-        kind, identifier, data = self._open(message)
-        if kind == "disconnect":
-            self._goodbye = data
-        request = self._requests.get(identifier) if identifier is not None else None
-        if request is None:
-            return  # a push, or the end of a call that nobody waits for any more
-        if kind == "error":
-            request.answered = True
-            _settle(request, error_from(data, data.get("error")))
-        elif kind == request.answer_type:
-            request.answered = True
-            if not request.future.done():
-                request.future.set_result(data)
-        else:
-            self._hand_on(request, kind, data)
-
-    def _hand_on(self, request: _Request, kind: str, data: Mapping[str, Any]) -> None:
-        """Call the callback for a frame on the way; what it raises ends the request."""
-        try:
-            if kind == "tool_progress" and request.on_progress is not None:
-                request.on_progress(
-                    Progress(self._member(data, "progress"), data.get("total"), data.get("message"))
+            async with asyncio.timeout(limit):
+                token = await self._tokens.get()
+                link = await Link.open(
+                    self._address, token, limit=limit, max_message_size=self._max_message_size
                 )
-            elif kind == "tool_log" and request.on_log is not None:
-                request.on_log(LogLine(self._member(data, "level"), data.get("logger"), data.get("data")))
-        except Exception as fault:  # noqa: BLE001 - not hidden: it is raised by the call that gave the callback
-            _settle(request, fault)
+        except TimeoutError:
+            raise NotReachable(self._address.base, f"nothing came within {limit:g} s") from None
+        self._note_expiry(token, link.status)
+        return link
 
-    def _member(self, data: Mapping[str, Any], name: str) -> Any:
-        if name not in data:
-            raise NotAGateway(self._address.base, f"it sent a frame without {name}")
-        return data[name]
+    async def _resume(self, limit: float) -> Link:
+        """Connect, and go on with the session of the connection before."""
+        link = await self._open(limit)
+        try:
+            resumed = False
+            if self._session is not None and not self._tokens.is_anonymous:
+                async with asyncio.timeout(limit):
+                    resumed = await self._ask_to_resume(link, self._session)
+        except BaseException as error:
+            link.drop()
+            if isinstance(error, TimeoutError):
+                raise NotReachable(self._address.base, f"nothing came within {limit:g} s") from None
+            raise
+        self._go_on(link, resumed=resumed)
+        return link
 
-    def _farewell(self, close_code: int | None) -> ConnectionLost:
-        reason, reconnect = self._goodbye.get("reason"), self._goodbye.get("reconnect")
-        message = f"the gateway closed the connection: {reason}" if isinstance(reason, str) else None
-        return ConnectionLost(
-            message or "the connection to the gateway was lost",
-            close_code=close_code,
-            temporary=reconnect is not False,
-        )
+    async def _ask_to_resume(self, link: Link, session: str) -> bool:
+        identifier = f"resume-{next(self._numbers)}"
+        pending = [
+            name
+            for name, request in self._requests.items()
+            if request.kind == "tool_call" and request.is_sent
+        ]
+        data = {"session": session, "pending": pending}
+        link.send(strict_json.dumps({"type": "resume", "id": identifier, "data": data}))
+        while (frame := await link.receive()) is not None:
+            if frame.id != identifier:
+                continue
+            if frame.type == "error":
+                raise error_from(frame.data, frame.data.get("error"))
+            self._session = _text(frame.data.get("session"))
+            return frame.data.get("resumed") is True
+        raise link.farewell()
+
+    def _go_on(self, link: Link, *, resumed: bool) -> None:
+        """Send what waits; give an end to what the gateway does not know any more."""
+        self._link = link
+        self._renew.clear()
+        requests = list(self._requests.items())
+        for _, request in requests:
+            request.waits_for_token = False
+            if not request.is_sent or request.future.done():
+                continue
+            if request.is_harmless:
+                link.send(request.text)
+            elif request.kind == "publish":
+                request.settle(outcome_unknown("whether it was published"))
+            elif request.kind == "auth":
+                request.settle(ConnectionLost("the connection was lost"))
+            elif not resumed:
+                request.settle(outcome_unknown("whether the call has run: the gateway has begun anew"))
+        for identifier in self._to_cancel if resumed else ():
+            self._say("cancel", identifier, {})
+        self._to_cancel.clear()
+        self._subscriptions.connected()
+        for _, request in requests:
+            if not request.is_sent and not request.future.done():
+                self._send(request)
+
+    def _fail(self, failure: ClientError) -> None:
+        if self._failure is not None:
+            return
+        self._failure = failure
+        for request in self._requests.values():
+            request.settle(failure)
+        self._subscriptions.fail(failure)
+
+    # --- the token, and places in the log ------------------------------------------------------------------
+
+    def _note_expiry(self, token: str | None, status: Mapping[str, Any]) -> None:
+        """How long the token holds, by the gateway's clock where it tells the time."""
+        expiry = None if token is None else expires_at(token)
+        now = status.get("serverTime")
+        seconds = now / 1000 if isinstance(now, int | float) else time.time()
+        self._expires_in = None if expiry is None else expiry - seconds
+
+    async def _keep_token(self) -> None:
+        """Show a fresh token before the old one ends, and when the gateway asks for one."""
+        if not self._tokens.is_renewable:
+            return
+        pauses, pause = Backoff(1.0, 30.0), 0.0
+        while True:
+            delay = None if self._expires_in is None else renewal_delay(self._expires_in) + pause
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._renew.wait()
+            self._renew.clear()
+            try:
+                token = await self._tokens.get()
+                self._note_expiry(token, await self._request("auth", {"token": token}, limit=_ANSWER_SECONDS))
+            except ClientError as error:
+                # Whoever waits for a token is told why; the next try is soon, and then less and less so.
+                self._expires_in, pause = 0.0, pauses.pause(error.retry_after)
+                self._token_came(error)
+            else:
+                pauses.reset()
+                pause = 0.0
+                self._token_came(None)
+
+    def _ask_for_token(self) -> bool:
+        """Let a fresh token be shown as soon as possible; false where there can be none."""
+        if self._tokens.is_renewable:
+            self._renew.set()
+        return self._tokens.is_renewable
+
+    def _token_came(self, error: ClientError | None) -> None:
+        for request in list(self._requests.values()):
+            if request.waits_for_token:
+                request.waits_for_token = False
+                if error is not None:
+                    request.settle(error)
+                else:
+                    self._send(request)
+
+    async def _keep_places(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            self._subscriptions.refresh()
+
+    # --- frames --------------------------------------------------------------------------------------------
+
+    def _receive(self, frame: Frame) -> None:
+        request = None if frame.id is None else self._requests.get(frame.id)
+        if request is None:
+            # A push, an answer to a subscription, or the end of a call that nobody waits for any more.
+            self._subscriptions.receive(frame)
+        elif frame.type == "error":
+            self._refused(request, error_from(frame.data, frame.data.get("error")))
+        elif frame.type == request.answer_type:
+            self._backoff.reset()
+            request.answer(frame.data)
+        else:
+            request.hand_on(frame)
+
+    def _refused(self, request: Request, error: ClientError) -> None:
+        """The end of a request, unless it has not even begun and can be sent again."""
+        is_waiting = not request.future.done() and self._link is not None
+        if is_waiting and error.code == "outcome_unknown" and error.details == {"received": False}:
+            self._send(request)
+        elif (
+            is_waiting and error.code == "token_expired" and request.kind != "auth" and self._ask_for_token()
+        ):
+            request.waits_for_token = True
+            request.is_sent = False
+        else:
+            request.answered = True
+            request.settle(error)
 
     # --- requests ------------------------------------------------------------------------------------------
 
     async def _request(
         self,
         kind: str,
-        answer_type: str,
         data: Mapping[str, Any],
         *,
         limit: float | None,
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[LogLine], None] | None = None,
+        on_queued: Callable[[int], None] | None = None,
     ) -> Mapping[str, Any]:
         """Send one request and wait for the data of its answer, at most `limit` seconds."""
         identifier = f"{kind}-{next(self._numbers)}"
-        future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
-        request = _Request(kind, answer_type, future, on_progress, on_log)
         text = strict_json.dumps({"type": kind, "id": identifier, "data": data})
-        text.encode()  # a lone surrogate fails here (RFC 8259 section 8.2), as ValueError
-        self._require_open()
+        size = len(text.encode())  # a lone surrogate fails here (RFC 8259 section 8.2), as ValueError
+        self._require_usable(size)
+        future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        request = Request(self._address.base, kind, text, future, on_progress, on_log, on_queued)
         self._requests[identifier] = request
         scope = asyncio.timeout(limit)
         try:
             async with scope:
-                await self._send(text)
+                if self._link is not None and (written := self._link.send(text)) is not None:
+                    request.is_sent = True
+                    await written
                 return await future
         except TimeoutError:
             if not scope.expired():  # a callback's own
@@ -379,62 +481,33 @@ class Gateway:
             del self._requests[identifier]
             if future.done() and not future.cancelled():
                 future.exception()  # seen, also where the task was cancelled in the same moment
-            if kind == "tool_call" and not request.answered:
+            if kind == "tool_call" and request.is_sent and not request.answered:
                 self._tell_cancelled(identifier)
 
-    def _require_open(self) -> WebSocketClientConnection:
-        if self._connection is None:
+    def _require_usable(self, size: int) -> None:
+        if self._runner is None:
             raise RuntimeError("the connection is open inside `async with` alone")
-        if self._lost is not None:
-            raise ConnectionLost(
-                self._lost.message, close_code=self._lost.close_code, temporary=self._lost.temporary
+        if self._failure is not None:
+            raise renewed(self._failure)
+        limit = None if self._link is None else self._link.max_message_size
+        if limit is not None and size > limit:
+            raise RequestFailed(
+                f"the gateway takes at most {limit} bytes, these are {size}", code="too_large"
             )
-        return self._connection
-
-    async def _send(self, text: str) -> None:
-        try:
-            await self._require_open().write_message(text)
-        except WebSocketClosedError:
-            raise ConnectionLost("the connection to the gateway was lost") from None
 
     def _tell_cancelled(self, identifier: str) -> None:
         """Send ``cancel``, without waiting: the awaiting task is itself being cancelled."""
-        if self._connection is None or self._lost is not None:
-            return
-        with suppress(WebSocketClosedError):
-            written = self._connection.write_message(
-                strict_json.dumps({"type": "cancel", "id": identifier, "data": {}})
-            )
-            written.add_done_callback(_forget_closed)
+        if not self._say("cancel", identifier, {}) and self._failure is None:
+            self._to_cancel.add(identifier)
+
+    def _send(self, request: Request) -> None:
+        if self._link is not None and self._link.send(request.text) is not None:
+            request.is_sent = True
+
+    def _say(self, kind: str, identifier: str, data: Mapping[str, Any]) -> bool:
+        text = strict_json.dumps({"type": kind, "id": identifier, "data": data})
+        return self._link is not None and self._link.send(text) is not None
 
 
-def _settle(request: _Request, error: Exception) -> None:
-    if not request.future.done():
-        # One object for many requests would collect every task's traceback.
-        request.future.set_exception(_copied(error) if isinstance(error, ConnectionLost) else error)
-
-
-def _copied(error: ConnectionLost) -> ConnectionLost:
-    return ConnectionLost(error.message, close_code=error.close_code, temporary=error.temporary)
-
-
-def _drop(connection: WebSocketClientConnection) -> None:
-    stream = _stream_of(connection)
-    connection.close()
-    if stream is not None:
-        stream.close()
-
-
-def _stream_of(connection: WebSocketClientConnection) -> IOStream | None:
-    """What the frames are written to, while the connection is open."""
-    return connection.protocol.stream if connection.protocol is not None else None
-
-
-def _drop_late(connecting: "asyncio.Future[WebSocketClientConnection]") -> None:
-    if not connecting.cancelled() and connecting.exception() is None:
-        _drop(connecting.result())
-
-
-def _forget_closed(written: "asyncio.Future[None]") -> None:
-    if not written.cancelled() and not isinstance(written.exception(), WebSocketClosedError | None):
-        written.result()
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
