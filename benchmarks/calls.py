@@ -1,21 +1,18 @@
 """Tool calls a second and their latency: the SDK's client on a backend directly, and through the gateway.
 
-    python benchmarks/calls.py [--seconds 3] [--rounds 3]
+    python -m benchmarks.calls [--seconds 3] [--rounds 3]
 
 Both sides call the same echo server (`echo_server.py`) in a closed loop, with 1, 16 and 64 calls in flight.
 The rounds of the two sides take turns in one run, so that a machine whose speed drifts drifts for both;
 what is to be quoted is the ratio. The gateway runs as a process of its own, with everything on that a
-default installation has.
+default installation has; only the limits of one user's calls and frames are raised.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -25,8 +22,7 @@ from mcp import Client, StdioServerParameters
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from mcpgw.access.signing_key import load_or_create_signing_key
-from mcpgw.access.tokens import Tokens
+from benchmarks.support import UNBOUND, gateway, medians, processor_seconds
 
 ECHO_SERVER = Path(__file__).with_name("echo_server.py")
 TEXT = "x" * 60
@@ -106,39 +102,6 @@ async def through_gateway(url: str, token: str, in_flight: int) -> AsyncIterator
         socket.close()
 
 
-@asynccontextmanager
-async def running_gateway() -> AsyncIterator[tuple[str, str, int]]:
-    """A gateway in front of the echo server: the address of its socket, a token, and its process id."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        command, argument = json.dumps(sys.executable), json.dumps(str(ECHO_SERVER))
-        (folder / "mcpgw.toml").write_text(f"[servers.echo]\ncommand = {command}\nargs = [{argument}]\n")
-        serve = [sys.executable, "-m", "mcpgw", "serve", "--port", "0", "--data-dir", str(folder / "data")]
-        process = subprocess.Popen(serve, cwd=folder, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
-        assert process.stdout is not None
-        while "/ws" not in (line := await asyncio.to_thread(process.stdout.readline)):
-            if not line:
-                raise SystemExit("the gateway did not start")
-        note = json.loads((folder / "data" / "gateway.json").read_text())
-        tokens = Tokens(algorithm="HS256", key=load_or_create_signing_key(folder / "data"))
-        token = tokens.issue(user="benchmark", scopes=["tools:call"], ttl=3600)
-        try:
-            yield note["url"].replace("http", "ws", 1) + "/ws", token, process.pid
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait)
-            process.stdout.close()
-
-
-def processor_seconds(pid: int) -> float:
-    """Processor time that a process has used; zero where the system has no /proc."""
-    stat = Path(f"/proc/{pid}/stat")
-    if not stat.exists():
-        return 0.0
-    fields = stat.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(
@@ -147,7 +110,11 @@ async def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each side")
     options = parser.parse_args()
-    async with running_gateway() as (url, token, pid):
+    limits = ("calls.rate", "calls.burst", "websocket.frames_rate", "websocket.frames_burst")
+    echo = {"echo": [sys.executable, str(ECHO_SERVER)]}
+    with gateway(dict.fromkeys(limits, UNBOUND), echo) as server:
+        url = f"ws://127.0.0.1:{server.port}{server.path}"
+        token, pid = server.token("benchmark", "tools:call"), server.pid
         print("in flight | direct: calls/s, ms | gateway: calls/s, ms, CPU µs a call | gateway/direct")
         for in_flight in IN_FLIGHT:
             sides: dict[str, list[tuple[float, float, float]]] = {"direct": [], "gateway": []}
@@ -159,15 +126,11 @@ async def main() -> None:
                         rate, latency = await closed_loop(calls, options.seconds)
                         used = processor_seconds(pid) - before
                         sides[name].append((rate, latency, used / (rate * options.seconds) * 1e6))
-            medians = {
-                name: [statistics.median(values) for values in zip(*rounds, strict=True)]
-                for name, rounds in sides.items()
-            }
             ratio = statistics.median(
                 gateway[0] / plain[0]
                 for plain, gateway in zip(sides["direct"], sides["gateway"], strict=True)
             )
-            a, b = medians["direct"], medians["gateway"]
+            a, b = medians(sides["direct"]), medians(sides["gateway"])
             direct_side, gateway_side = f"{a[0]:8.0f} {a[1]:8.2f}", f"{b[0]:8.0f} {b[1]:8.2f} {b[2]:8.0f}"
             print(f"{in_flight:9} | {direct_side} | {gateway_side} | {ratio:6.2f}")
 
