@@ -3,9 +3,13 @@
 A page of a foreign site can make a browser send requests to a gateway on the same machine or network, under
 its own Origin, or, by DNS rebinding, under a Host of its own. Both checks together stop that. An IP address
 is never a rebound name. Source: the wire contract, section 2; MCP "Transports: Security Warning".
+
+Listed names and origins may begin with ``*.``, which stands for one or more whole labels: never for none,
+never for a part of one, and never for a port.
 """
 
 import re
+from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -15,6 +19,8 @@ from mcpgw.settings import ServerSettings
 _HOST = re.compile(
     r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?"
 )
+_LABELS = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+_STAR = "*."
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 # Three spellings of this machine: whoever opened the page by one of them may speak to the gateway by another.
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,14 +32,14 @@ def host_is_allowed(host: str, server: ServerSettings) -> bool:
     if match is None:
         return False
     name = _name(match)
-    if name in {"localhost", server.host.lower(), *map(str.lower, server.allowed_hosts)}:
+    if name in {"localhost", server.host.lower()} or _is_listed(name, server.allowed_hosts):
         return True
     return _is_address(name)
 
 
 def origin_is_listed(origin: str, server: ServerSettings) -> bool:
     """Whether `origin` is one of ``server.allowed_origins``, so that its pages may read answers (CORS)."""
-    return origin.lower() in map(str.lower, server.allowed_origins)
+    return _is_listed(origin.lower(), server.allowed_origins)
 
 
 def origin_is_allowed(origin: str, host: str, server: ServerSettings) -> bool:
@@ -43,6 +49,22 @@ def origin_is_allowed(origin: str, host: str, server: ServerSettings) -> bool:
     foreign one. ``null`` (a sandboxed frame, a page from a file) is never its own.
     """
     return origin_is_listed(origin, server) or _is_own(origin, host)
+
+
+def _is_listed(text: str, patterns: Iterable[str]) -> bool:
+    """Whether `text`, in lower case, is one of `patterns`, or what one of them with a star stands for."""
+    return any(_fits(text, pattern.lower()) for pattern in patterns)
+
+
+def _fits(text: str, pattern: str) -> bool:
+    before, star, name = pattern.partition(_STAR)
+    if not star:
+        return text == pattern
+    behind = f".{name}"
+    if not text.startswith(before) or not text.endswith(behind):
+        return False
+    # Nothing but labels: a user, a path or another scheme's separator would make it another site's name.
+    return _LABELS.fullmatch(text[len(before) : -len(behind)]) is not None
 
 
 def _is_own(origin: str, host: str) -> bool:

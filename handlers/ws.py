@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any
 
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol13
@@ -106,7 +107,7 @@ class GatewaySocket(BareSocket):
         self._is_called_back = False
         self._protocol: GatewayWebSocketProtocol | None = None
         self._paused_at = 0
-        self._room = asyncio.Event()
+        self._room: asyncio.Event | None = None
         self._slow: asyncio.TimerHandle | None = None
         self._life: asyncio.TimerHandle | None = None
         self._alive_at = 0.0
@@ -152,6 +153,8 @@ class GatewaySocket(BareSocket):
         self._look_for_life()
         self.services.metrics.connection_opened("websocket")
         self.conversation = self.services.converse(self, client, self.principal, self.refused)
+        # What the handshake needed is of no use any more, and ten thousand connections would keep it.
+        self.request.headers = HTTPHeaders()
         self.services.hub.add(self.conversation, self._place)
         self.conversation.start()
         if self._place is not None and self._place.refusal is not None:
@@ -182,7 +185,6 @@ class GatewaySocket(BareSocket):
     def _count_frames(self) -> None:
         if self._place is not None and self.conversation is not None:
             self._place.frames_in = self.conversation.frames_in
-            self._place.frames_out = self.conversation.frames_out
 
     def _look_for_life(self) -> None:
         """Close a connection that has given no sign of life for too long (close code 3012)."""
@@ -196,13 +198,17 @@ class GatewaySocket(BareSocket):
 
     async def _until_room(self) -> None:
         while self._outbox.is_full:
-            self._room.clear()
+            self._room = asyncio.Event()
             await self._room.wait()
+        self._room = None
 
     def on_close(self) -> None:
         """Tell the conversation that its socket is gone."""
+        if self._outbox.dropped:
+            self.services.metrics.dropped("stream", self._outbox.dropped)
         self._outbox = Outbox(1, 1, _lagged)
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
         for timer in (self._slow, self._life):
             if timer is not None:
                 timer.cancel()
@@ -273,6 +279,8 @@ class GatewaySocket(BareSocket):
     def _write(self, text: str) -> None:
         """Write a frame; a client that has gone is noticed by `on_close`."""
         written: asyncio.Future[None] | None
+        if self._place is not None:
+            self._place.frames_out += 1
         if self._protocol is not None and self._protocol.takes_plain(len(text)):
             written = self._protocol.write_plain(_shared_frame(text))
             if written is None:
@@ -302,7 +310,7 @@ class GatewaySocket(BareSocket):
                 self._write(text)
         if self._outbox:
             self._empty_later()
-        if not self._outbox.is_full:
+        if self._room is not None and not self._outbox.is_full:
             self._room.set()
         if self.conversation is not None and self._is_idle():
             self.conversation.catch_up()

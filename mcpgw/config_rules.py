@@ -9,8 +9,13 @@ from mcpgw.settings import AuthSettings, BackendSettings, CallSettings, ServerSe
 MINIMUM_SECRET_BYTES: Final = 32
 """RFC 7518, section 3.2: a key of HS256 is at least as long as its hash."""
 
-_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+# A star is the whole first label, and what follows is a name: its last label begins with a letter, so that it
+# is no address (WHATWG URL, "ends in a number").
+_STARRED: Final = r"\*\.(?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*"
+_ORIGIN: Final = re.compile(
+    rf"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+|{_STARRED})(?::[0-9]{{1,5}})?"
+)
+_HOST_NAME: Final = re.compile(rf"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{{0,251}}[A-Za-z0-9_])?|(?i:{_STARRED})")
 
 
 def check_rules(
@@ -47,13 +52,14 @@ def _origins(server: ServerSettings, place: Callable[[str], str]) -> Iterator[st
         if not _ORIGIN.fullmatch(origin):
             yield (
                 f"{place('server.allowed_origins')}: {origin!r} is not an origin: scheme://host or "
-                "scheme://host:port, in lower case, with no path and no *"
+                "scheme://host:port, in lower case, with no path and no * but for the whole first label "
+                "(https://*.example.org)"
             )
     for name in server.allowed_hosts:
         if not _HOST_NAME.fullmatch(name):
             yield (
                 f"{place('server.allowed_hosts')}: {name!r} is not a host name: no scheme, no port, "
-                "no path and no *"
+                "no path and no * but for the whole first label (*.example.org)"
             )
 
 

@@ -153,6 +153,7 @@ class Conversation:
         self._failed_auths = 0
         self._anonymous = None if principal is not None else parts.limits.frames_bucket()
         self._flood = FloodGuard(settings.websocket.max_refusals)
+        self._errors_in_a_row = 0
         self._refusals: RateLimit | None = None
         self._started = time.monotonic()
         self.frames_in = 0
@@ -271,6 +272,7 @@ class Conversation:
                 # Its own call may be stopped by a client whose token has just run out.
                 self._require_principal(unexpired=envelope.type != "cancel")
             self._dispatch(frames.decode(envelope))
+            self._errors_in_a_row = 0
         except GatewayError as error:
             self._refuse(error, reply)
         except Exception:
@@ -491,13 +493,18 @@ class Conversation:
     def _refuse(self, error: GatewayError, reply: ReplyTo | None) -> None:
         self._refusals = self._refusals or RateLimit(_REFUSALS_LOGGED)
         if self._refusals.admit():
+            if error.code in _AUDITED:
+                self._parts.audit.refused(self._actor(), action="frame", code=error.code)
             self._log(
                 logging.INFO, "refused", code=error.code, unlogged=self._refusals.take_refused() or None
             )
         self._parts.metrics.error_sent(error.code)
-        if error.code in _AUDITED:
-            self._parts.audit.refused(self._actor(), action="frame", code=error.code)
         self._emit(frames.Error(error), reply)
+        # What may succeed later is no fault of the client, who may have sent many such frames at once.
+        if not error.temporary:
+            self._errors_in_a_row += 1
+            if self._errors_in_a_row >= self._settings.websocket.max_errors:
+                self.disconnect(CloseCode.TOO_MANY_ERRORS, "too many errors")
 
     def _emit(self, frame: ServerFrame, reply: ReplyTo | None = None) -> None:
         if not self._over:

@@ -255,6 +255,7 @@ class CloseCode(IntEnum):
     NO_AUTH_IN_TIME = 3502
     CONNECTION_LIMIT = 3504
     RESUMED_ELSEWHERE = 3505
+    TOO_MANY_ERRORS = 3509
 
     @property
     def reconnect(self) -> bool:

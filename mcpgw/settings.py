@@ -79,10 +79,14 @@ class ServerSettings:
         flag="--port",
     )
     allowed_origins: tuple[str, ...] = _setting(
-        (), 'Origins of browser pages that may connect besides the gateway\'s own, as "https://example.org".'
+        (),
+        'Origins of browser pages that may connect besides the gateway\'s own, as "https://example.org"; '
+        '"https://*.example.org" is every name below that one.',
     )
     allowed_hosts: tuple[str, ...] = _setting(
-        (), "Names accepted in the Host header besides localhost, IP addresses and server.host."
+        (),
+        "Names accepted in the Host header besides localhost, IP addresses and server.host; "
+        '"*.example.org" is every name below that one.',
     )
     handshake_timeout: float = _setting(
         10.0,
@@ -115,6 +119,13 @@ class ServerSettings:
     max_connections_per_user: int = _setting(
         10,
         "Most WebSockets and event streams of one user; one more is told so and closed with 3504.",
+        unit="connections",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    max_unidentified: int = _setting(
+        100,
+        "Most of them that have not proved a user: strangers cannot take every place.",
         unit="connections",
         minimum=1,
         maximum=1_000_000,
@@ -254,6 +265,14 @@ class WebSocketSettings:
     max_refusals: int = _setting(
         100,
         "Frames refused with rate_limited, beyond those let through, before a socket is closed with 3013.",
+        unit="frames",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    max_errors: int = _setting(
+        100,
+        "Frames refused in a row, rate_limited and other passing refusals aside, before a socket is closed "
+        "with 3509.",
         unit="frames",
         minimum=1,
         maximum=1_000_000,

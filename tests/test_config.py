@@ -264,17 +264,49 @@ def test_a_public_key_goes_with_its_algorithm() -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["*", "null", "https://*", "example.org", "https://example.org/", "https://Example.org", "https://u@h"],
+    [
+        *(
+            "*",
+            "null",
+            "https://*",
+            "example.org",
+            "https://example.org/",
+            "https://Example.org",
+            "https://u@h",
+        ),
+        *("https://*.", "https://*example.org", "https://a.*.org", "https://*.*.org", "https://example.*"),
+        *(
+            "*.example.org",
+            "*://example.org",
+            "https://*.example.org:*",
+            "https://*.0.0.1",
+            "https://*.[::1]",
+        ),
+    ],
 )
 def test_an_origin_that_no_browser_sends_is_a_fault(origin: str) -> None:
     [fault] = faults(f'[server]\nallowed_origins = ["https://fine.example:8443", "{origin}"]\n')
     assert fault.startswith(f"mcpgw.toml: [server] allowed_origins: {origin!r} is not an origin")
 
 
-@pytest.mark.parametrize("name", ["*", "*.example.org", "https://example.org", "example.org:80", "a/b", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("*", "https://example.org", "example.org:80", "a/b", ""),
+        *("*.", "*example.org", "a.*.org", "*.*.org", "example.*", "*.0.0.1", "*.example.org:80"),
+    ],
+)
 def test_a_host_that_is_no_bare_name_is_a_fault(name: str) -> None:
     [fault] = faults(f'[server]\nallowed_hosts = ["fine.example", "{name}"]\n')
     assert fault.startswith(f"mcpgw.toml: [server] allowed_hosts: {name!r} is not a host name")
+
+
+def test_a_star_may_stand_for_the_first_labels_of_an_origin_and_of_a_host() -> None:
+    origins = ("https://*.example.org", "http://*.localhost:5173", "https://*.a-b.xn--p1ai")
+    hosts = ("*.example.org", "*.Example.net")
+    toml = f"[server]\nallowed_origins = {list(origins)}\nallowed_hosts = {list(hosts)}\n"
+    server = load(toml).server
+    assert (server.allowed_origins, server.allowed_hosts) == (origins, hosts)
 
 
 def test_the_name_memory_is_free_only_where_the_embedded_server_is_off() -> None:

@@ -29,7 +29,8 @@ def python(folder: Path, version: str, *, answer: str | None = None) -> Path:
 
 
 def make(venv: Path, goal: str, *, given: Path | None = None) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS")}
+    inherited = ("PYTHON", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # the suite itself is run by make
+    clean = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
         ["make", goal, f"VENV={venv}", *([f"PYTHON={given}"] if given else [])],
         cwd=ROOT,

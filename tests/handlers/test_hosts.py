@@ -144,6 +144,73 @@ def test_only_names_of_this_machine_with_the_gateways_port_are_one_origin(origin
     assert not origin_is_allowed(origin, host, LISTED)
 
 
+PATTERNS = ServerSettings(
+    allowed_hosts=("*.gateway.example",),
+    allowed_origins=("https://*.app.example", "http://*.dev.example:5173"),
+)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *(
+            "https://a.app.example",
+            "https://a.b.c.app.example",
+            "https://A.App.Example",
+            "https://x_1-y.app.example",
+        ),
+        "http://a.dev.example:5173",
+    ],
+)
+def test_a_star_stands_for_one_label_of_an_origin_or_more(origin: str) -> None:
+    assert origin_is_listed(origin, PATTERNS)
+    assert origin_is_allowed(origin, "localhost:3000", PATTERNS)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("https://app.example", "https://.app.example", "https://a..app.example", "https://evilapp.example"),
+        *("https://a.app.example.evil", "https://a.app.example:8443", "https://a.app.example:443"),
+        *("http://a.app.example", "wss://a.app.example", "a.app.example", "https://a.app.example/"),
+        *("https://evil.example/.app.example", "https://evil.example#.app.example", "https://*.app.example"),
+        *("https://u@a.app.example", "https://evil.example:1.app.example", "https://a.app.example."),
+        *("http://a.dev.example", "http://a.dev.example:51730", "http://a.dev.example:80", "null", ""),
+    ],
+)
+def test_a_star_stands_for_nothing_else(origin: str) -> None:
+    assert not origin_is_listed(origin, PATTERNS)
+    assert not origin_is_allowed(origin, "localhost:3000", PATTERNS)
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        *(("a.gateway.example", True), ("A.b.Gateway.example:443", True)),
+        *(("gateway.example", False), ("evilgateway.example", False), (".gateway.example", False)),
+        *(("a..gateway.example", False), ("a.gateway.example.evil", False), ("a.gateway.example.", False)),
+    ],
+)
+def test_a_star_stands_for_one_label_of_a_host_or_more(host: str, allowed: bool) -> None:
+    assert host_is_allowed(host, PATTERNS) is allowed
+
+
+@pytest.mark.gen_test
+async def test_a_page_of_a_pattern_may_read_answers_and_a_neighbour_is_refused_by_name(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway('[server]\nallowed_origins = ["https://*.app.example"]\n')
+    page = "https://a.b.app.example"
+    answer = await fetch(gateway.url, "/healthz", headers={"Origin": page})
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, page)
+    refused = await fetch(gateway.url, "/healthz", headers={"Origin": "https://app.example"})
+    assert refused.status == 403
+    assert (
+        refused.json()["error"]["message"]
+        == "the origin 'https://app.example' is not allowed: see server.allowed_origins"
+    )
+
+
 @pytest.mark.gen_test
 @pytest.mark.parametrize("name", ["localhost", "[::1]"])
 async def test_a_page_of_this_machine_may_connect_under_any_name_of_it(
@@ -211,7 +278,10 @@ async def test_a_foreign_origin_is_refused_everywhere_with_the_setting_that_allo
             answer = await socket.read_answer()
     assert answer.status == 403
     assert answer.json()["error"]["code"] == "permission_denied"
-    assert answer.json()["error"]["message"].endswith("is not allowed: see server.allowed_origins")
+    assert (
+        answer.json()["error"]["message"]
+        == f"the origin {origin!r} is not allowed: see server.allowed_origins"
+    )
     assert "access-control-allow-origin" not in answer.headers
 
 
