@@ -22,7 +22,7 @@ from .base import BaseHandler, client_user_agent
 
 _LOGGER = logging.getLogger("mcpgw.sse")
 _CHUNK = 65536
-_STEP = 64
+_STEP = 16
 
 
 class EventStream(BaseHandler):

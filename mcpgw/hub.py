@@ -251,9 +251,14 @@ class Hub:
             reason = f"the gateway has its {limit} connections"
         elif user is not None and self._by_user[user] >= self._settings.max_connections_per_user:
             reason = self._too_many_of_user()
+        elif user is None and self._unidentified() >= self._settings.max_unidentified:
+            reason = f"the gateway has its {self._settings.max_unidentified} connections without credentials"
         else:
             return None
         return Refusal(reason, can_be_told=len(self._turned_away) < _MOST_REFUSED)
+
+    def _unidentified(self) -> int:
+        return len(self._admitted) - self._by_user.total()
 
     def _too_many_of_user(self) -> str:
         return f"this user has {self._settings.max_connections_per_user} connections: close one first"

@@ -11,6 +11,7 @@ microsecond; `render` may run in any thread. Sources: Prometheus text format 0.0
 """
 
 import re
+from collections import Counter as TallyByCode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -200,6 +201,7 @@ class Metrics:
         self._frames_in = {name: frames.labels("in", name) for name in types}
         self._frames_out = {name: frames.labels("out", name) for name in types}
         errors = counter(ERRORS)
+        self._errors_told: TallyByCode[str] = TallyByCode()
         self._errors = {code: errors.labels(code) for code in (*codes(), OTHER)}
         events, subscriptions, channels = counter(EVENTS), gauge(SUBSCRIPTIONS), {*channels, OTHER}
         self._events = {name: events.labels(name) for name in sorted(channels)}
@@ -267,6 +269,11 @@ class Metrics:
     def error_sent(self, code: str) -> None:
         """A client was told an error, in a frame or in the body of an answer."""
         (self._errors.get(code) or self._errors[OTHER]).inc()
+        self._errors_told[code if code in self._errors else OTHER] += 1
+
+    def errors(self) -> dict[str, int]:
+        """How many errors were told since the start, by their code."""
+        return dict(self._errors_told)
 
     # --- calls ---------------------------------------------------------------------------------------------
 

@@ -1,8 +1,11 @@
 """Rooms: who is in them. Whoever subscribes to ``room:NAME`` comes in; the last to leave closes the room."""
 
 from collections.abc import Mapping
+from itertools import islice
 
 from mcpgw.bus import Bus
+
+_MOST_PRESENT = 500
 
 
 class Rooms:
@@ -30,6 +33,7 @@ class Rooms:
         self._bus.publish("room.left", {"user": user, "clientId": client_id}, channel=channel)
 
     def present(self, channel: str) -> tuple[Mapping[str, str], ...]:
-        """Who is there, in the order in which they came."""
+        """Who is there, the last to come at the end; the newest 500 where there are more."""
         members = self._members.get(channel, {})
-        return tuple({"user": user, "clientId": client_id} for client_id, user in members.items())
+        newest = list(islice(reversed(members.items()), _MOST_PRESENT))
+        return tuple({"user": user, "clientId": client_id} for client_id, user in reversed(newest))

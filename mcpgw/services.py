@@ -77,6 +77,7 @@ class Services:
             },
             "sessions": len(self.sessions),
             "calls": self.gateway.counts.to_json(),
+            "errors": self.metrics.errors(),
             "memory": {"residentBytes": resident_bytes()},
         }
 
@@ -188,6 +189,7 @@ async def running_services(config: Config) -> AsyncIterator[Services]:
         ]
         gateway = Gateway(backends, config.calls, config.backends, metrics=metrics, tracing=tracing)
         gateway.start()
+        bus.publish("config.applied", {"source": "start"})
         bus.publish("gateway.started", {"state": "started"})
         hub, rooms = Hub(config.server), Rooms(bus)
         limits = UserLimits(

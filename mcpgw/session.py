@@ -24,6 +24,7 @@ from mcpgw.errors import (
     OutcomeUnknown,
     PermissionDenied,
     QueueFull,
+    TooLarge,
     ToolExecutionError,
     UnknownCall,
     UnknownChannel,
@@ -44,7 +45,10 @@ from mcpgw.wire.frames import ReplyTo, ServerFrame
 
 _LOGGER = logging.getLogger("mcpgw.websocket")
 _LONGEST_SHOWN = 2048
-_STEP = 64
+_STEP = 16
+_LONGEST_PAYLOAD = 65536
+_PROGRESS_PAUSE = 0.2
+"""Seconds between two events of a call's progress; its caller gets each one, as frames."""
 _MOST_CHANNELS = 100
 CALL_SOURCE = "call:"
 """What the source of a call's progress begins with, before the call's id."""
@@ -83,6 +87,7 @@ class _OpenCall:
     on_disconnect: Literal["keep", "cancel"] | None
     started: float
     arguments: Mapping[str, Any]
+    told_at: float = 0.0
     task: asyncio.Task[None] | None = None
     ended: bool = False
 
@@ -239,6 +244,10 @@ class Session:
             update = frames.ToolProgress(call.server_id, call.tool_name, progress, total, message)
             if self._stream(source, update, call):
                 told = {name: value for name, value in update.data().items() if name in _PROGRESS}
+                now = time.monotonic()
+                if now - call.told_at < _PROGRESS_PAUSE:
+                    return
+                call.told_at = now
                 # The words of a progress may hold parts of the result.
                 numbers = {name: value for name, value in told.items() if name != "message"}
                 data = self._call_data(call)
@@ -428,6 +437,8 @@ class Session:
             raise PermissionDenied(
                 f"subscribe to {frame.channel!r} first: a room's members alone speak in it"
             )
+        if len(frames.dumps(frame.payload)) > _LONGEST_PAYLOAD:
+            raise TooLarge(f"a room takes payloads of at most {_LONGEST_PAYLOAD} characters")
         self._bus.publish(
             "room.message",
             {"user": principal.user, "clientId": self.client_id, "payload": frame.payload},

@@ -248,3 +248,12 @@ def test_no_order_of_coming_and_going_breaks_a_limit_or_loses_a_place(
     statistics = hub.statistics()
     assert (statistics.connections, statistics.by_user) == (0, {})
     assert statistics.accepted + statistics.refused >= len(places)
+
+
+def test_strangers_cannot_take_every_place() -> None:
+    hub = Hub(ServerSettings(max_connections=10, max_unidentified=2))
+    strangers = [hub.reserve("sse", None) for _ in range(3)]
+    assert [place.refusal is None for place in strangers] == [True, True, False]
+    assert hub.reserve("websocket", "ann").refusal is None
+    assert strangers[0].identify("bob")
+    assert hub.reserve("sse", None).refusal is None

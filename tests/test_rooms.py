@@ -63,3 +63,11 @@ def test_rooms_know_nothing_of_each_other_and_empty_ones_are_gone() -> None:
     assert room.present == [("ann", "c1")]
     assert room.rooms.present("room:other") == ()
     assert len(room.heard) == 1
+
+
+def test_of_a_very_full_room_the_newest_members_are_told() -> None:
+    rooms = Rooms(LocalBus(10, 300))
+    for number in range(600):
+        rooms.join("room:full", f"c-{number}", "ann")
+    present = rooms.present("room:full")
+    assert (len(present), present[0]["clientId"], present[-1]["clientId"]) == (500, "c-100", "c-599")

@@ -65,6 +65,8 @@ class _Connection:
     quiet_until: float = 0.0
 
 
+_LONGEST_LINE = 500
+"""Characters of a line of stderr in an event."""
 _ABANDONED_LOGS = 5.0
 """Seconds in which a server may still log what a call that nobody waits for any more has done."""
 
@@ -443,7 +445,7 @@ class Backend:
         if words := line.strip():
             self._last_words = words if len(words) <= _LAST_WORDS else f"{words[:_LAST_WORDS]}…"
         if self._log_line(logging.INFO, "stderr", line=line):
-            self._announce("log", {"level": "info", "line": line})
+            self._announce("log", {"level": "info", "line": redact(line)[:_LONGEST_LINE]})
 
     def _on_fault(self, fault: str) -> None:
         if self._log_line(logging.WARNING, "protocol fault", fault=fault):
@@ -482,7 +484,7 @@ class Backend:
             self._was_ready = True
             data = {"tools": len(self.tools), "protocolVersion": self._protocol_version}
         elif state is BackendState.RETRYING:
-            data = {"reason": self._full_reason() or "", "failures": self._failures}
+            data = {"reason": self._reason or "", "failures": self._failures}
             if self._next_try_at is not None:
                 data["nextTryAt"] = round(self._next_try_at * 1000)
         elif state is BackendState.STOPPING:

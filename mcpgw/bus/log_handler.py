@@ -30,7 +30,7 @@ class BusLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Publish one line, from whatever thread it comes."""
-        if record.name.startswith("mcpgw.bus") or not self._bus.listeners().get(_CHANNEL):
+        if record.name.startswith("mcpgw.bus"):
             return  # what the bus has to say of a reader would go to that reader
         fields = getattr(record, RECORD_FIELDS, {})
         parts = [record.getMessage(), *(f"{name}={text_value(value)}" for name, value in fields.items())]
@@ -43,7 +43,7 @@ class BusLogHandler(logging.Handler):
 
     def _publish(self, data: dict[str, str]) -> None:
         # What a reader's own code logs while it is told must not be told again, without end.
-        if not self._publishing:
+        if not self._publishing and self._bus.listeners().get(_CHANNEL):
             self._publishing = True
             try:
                 self._bus.publish("system.log", data)

@@ -587,6 +587,11 @@ SERVER_TYPES = tuple(frame.type for frame in get_args(ServerFrame))
 """The types that this gateway sends, events aside."""
 
 
+def dumps(value: Any) -> str:
+    """A value of a frame as JSON."""
+    return strict_json.dumps(value)
+
+
 def prepare() -> None:
     """Compile every schema of a client's frame now, so that no first frame waits for it, or fails for it."""
     for definition in ("envelope", *CLIENT_TYPES):

@@ -69,6 +69,7 @@ def with_budget(dialect: type[Validator]) -> type[Validator]:
     bounded = {name: _looking(rule) for name, rule in rules.items()}
     replaced: Mapping[str, Rule] = {
         "uniqueItems": _unique_items,
+        "items": _items_unless_too_many(rules["items"]) if "items" in rules else _unique_items,
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
@@ -86,6 +87,16 @@ def _compiled(pattern: str) -> "regex.Pattern[str]":
 def _looking(rule: Rule) -> Rule:
     def check(validator: Any, wanted: Any, instance: Any, schema: Any) -> Any:
         Budget.look()
+        return rule(validator, wanted, instance, schema)
+
+    return check
+
+
+def _items_unless_too_many(rule: Rule) -> Rule:
+    def check(validator: Any, wanted: Any, instance: Any, schema: Any) -> Any:
+        # A list that is too long is refused for that, by `maxItems`; its items are not worth a look.
+        if isinstance(instance, list) and len(instance) > schema.get("maxItems", len(instance)):
+            return ()
         return rule(validator, wanted, instance, schema)
 
     return check

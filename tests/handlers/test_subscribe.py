@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from mcpgw.wire.events import Position
 from tests.conftest import LiveGateway, StartGateway
 from tests.support.raw_socket import TEXT, RawSocket
-from tests.support.socket_client import SocketClient
+from tests.support.socket_client import SocketClient, tool_call
 from tests.support.waiting import until
 
 READS = ("events:read",)
@@ -469,3 +471,36 @@ async def test_a_member_that_comes_back_is_given_what_was_said(start_gateway: St
     assert [frame["data"].get("payload") for frame in seen[1:4]] == [0, 1, 2]
     again.close()
     bob.close()
+
+
+@pytest.mark.gen_test
+async def test_what_a_server_writes_to_its_stderr_is_told_without_its_secrets(
+    start_gateway: StartGateway,
+) -> None:
+    script = Path(__file__).parent.parent / "servers" / "scripted.py"
+    gateway = await start_gateway(
+        f"[servers.one]\ncommand = {sys.executable!r}\nargs = ['-S', {str(script)!r}]\n"
+    )
+    client = await gateway.connect("ann", ("events:read", "tools:call"))
+    await client.request({"type": "subscribe", "id": "s", "data": {"channel": "servers"}})
+    words = {"text": "password=hunter2secret Authorization: Bearer abcdef.secret\n", "times": 1}
+    await client.send(tool_call("one", "complain", words))
+    while (event := await client.receive())["type"] != "server.log":
+        pass
+    assert "hunter2secret" not in event["data"]["line"]
+    assert "abcdef.secret" not in event["data"]["line"]
+    await client.leave()
+
+
+@pytest.mark.gen_test
+async def test_a_room_takes_no_payload_of_any_size(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    client = await gateway.connect("ann", ("rooms:join",))
+    await client.request({"type": "subscribe", "id": "s", "data": {"channel": "room:big"}})
+    await client.send(
+        {"type": "publish", "id": "p", "data": {"channel": "room:big", "payload": "x" * 70_000}}
+    )
+    while (answer := await client.receive()).get("id") != "p":
+        pass
+    assert answer["data"]["code"] == "too_large"
+    await client.leave()

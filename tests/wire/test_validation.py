@@ -165,3 +165,9 @@ def test_the_dialect_that_the_schema_names_is_taken_and_an_unknown_one_is_the_ne
 
 def test_the_checker_of_a_definition_is_made_once() -> None:
     assert definition_checker("client-frames", "ping") is definition_checker("client-frames", "ping")
+
+
+def test_a_list_that_is_too_long_is_refused_for_that_alone() -> None:
+    checker = definition_checker("client-frames", "resume")
+    frame = {"type": "resume", "data": {"session": "s", "pending": [7] * 110_000}}
+    assert checker.faults(frame) == [{"path": "/data/pending", "reason": "must have at most 1000 items"}]
