@@ -109,6 +109,20 @@ class BaseHandler(RequestHandler):
         if self.services.gateway.draining:
             raise Draining("the gateway is ending and takes no new connections", retry_after_ms=1000)
 
+    def refuse_without_credentials(self) -> None:
+        """Refuse whoever brings no credentials that hold; a browser's preflight never brings any.
+
+        Raises:
+            AuthRequired: there are none.
+            AuthFailed: they do not hold.
+        """
+        if self.request.method == "OPTIONS":
+            return
+        if self.refused is not None:
+            raise self.refused
+        if self.principal is None:
+            raise AuthRequired("send credentials: Authorization: Bearer TOKEN")
+
     def write_json(self, value: Any) -> None:
         """Answer with `value` as JSON."""
         self.set_header("Content-Type", "application/json")
@@ -189,12 +203,7 @@ class ApiHandler(BaseHandler):
     def prepare(self) -> None:
         """Refuse whoever brings no credentials that hold; a browser's preflight never brings any."""
         super().prepare()
-        if self.request.method == "OPTIONS":
-            return
-        if self.refused is not None:
-            raise self.refused
-        if self.principal is None:
-            raise AuthRequired("send credentials: Authorization: Bearer TOKEN")
+        self.refuse_without_credentials()
 
     def actor(self) -> Actor:
         """Who is asking, as the audit log has it."""

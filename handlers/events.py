@@ -9,7 +9,7 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 
 from mcpgw.audit import Actor
-from mcpgw.errors import AuthRequired, ConnectionLimit
+from mcpgw.errors import ConnectionLimit
 from mcpgw.event_reader import CatchUp, EventReader, LogMovedOnError
 from mcpgw.hub import Place
 from mcpgw.logs import log_event
@@ -232,12 +232,7 @@ class ProtectedEventStream(EventStream):
     def prepare(self) -> None:
         """Refuse whoever brings no credentials that hold."""
         super().prepare()
-        if self.request.method == "OPTIONS":
-            return
-        if self.refused is not None:
-            raise self.refused
-        if self.principal is None:
-            raise AuthRequired("send credentials: Authorization: Bearer TOKEN")
+        self.refuse_without_credentials()
 
 
 def _event(data: dict[str, object], identifier: str | None = None) -> str:
