@@ -1,6 +1,8 @@
-"""What an admin says to all, or to one user: it becomes an event."""
+"""What an operator says to all, or to one user: it becomes an event."""
 
 from typing import Any
+
+from mcpgw.services import require_publish_events
 
 from .base import ApiHandler
 
@@ -12,13 +14,17 @@ class AnnouncementHandler(ApiHandler):
     event = ""
 
     def post(self, *path: str) -> None:
-        """Publish it; 202, for it is on its way to whoever listens."""
-        self.require_admin()
+        """Publish it; 202, for it is on its way to whoever listens.
+
+        Raises:
+            PermissionDenied: the caller has not the scope `events:publish`.
+        """
+        require_publish_events(self.caller)
         body: dict[str, Any] = self.read_body(self.definition)
         self.services.audit.admin(self.actor(), action=self.event, target="/".join(path))
-        self.services.bus.publish(self.event, body, channel=self.channel(*path))
+        position = self.services.bus.publish(self.event, body, channel=self.channel(*path))
         self.set_status(202)
-        self.write_json({"published": self.event, "offset": self.services.bus.position.offset})
+        self.write_json({"published": self.event, "offset": position.offset})
 
     def channel(self, *_path: str) -> str | None:
         """The channel that it goes to; None is the one of its type."""

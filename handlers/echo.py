@@ -1,10 +1,12 @@
 """``/ws/echo``: says what it is told, so that conformance suites can test the wire (``websocket.echo``)."""
 
+import time
 from collections.abc import Awaitable
 
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError
 
+from mcpgw.deadlines import Deadline
 from mcpgw.errors import CloseCode, ConnectionLimit
 from mcpgw.hub import Place
 
@@ -14,11 +16,18 @@ from .ws import BareSocket
 class EchoSocket(BareSocket):
     """Text and binary messages, sent back as they came; no JSON, no credentials, off by default.
 
-    It has its place among all connections. Nothing is told in a message of the gateway's own: one connection
-    too many gets 503, and the end of the gateway closes with 1001.
+    It has its place among all connections, and among those of echo (`server.max_echo`). Who says nothing for
+    `websocket.read_timeout` is closed with 3012, pongs or not. Nothing is told in a message of the gateway's
+    own: one connection too many gets 503, and the end of the gateway closes with 1001.
     """
 
-    _place: Place | None = None
+    __slots__ = ("_place", "_said_at", "_silence")
+
+    def initialize(self) -> None:
+        """There is no place yet."""
+        self._place: Place | None = None
+        self._said_at = 0.0
+        self._silence: Deadline | None = None
 
     def prepare(self) -> None:
         """There is nothing here unless the configuration says so."""
@@ -28,7 +37,7 @@ class EchoSocket(BareSocket):
         self.refuse_while_draining()
         if self.request.method == "GET":
             self.check_handshake()
-            place = self.services.hub.reserve("websocket", None)
+            place = self.services.hub.reserve("echo", None)
             if place.refusal is not None:
                 place.release()
                 raise ConnectionLimit(place.refusal.reason)
@@ -38,6 +47,19 @@ class EchoSocket(BareSocket):
         """Be known, to be ended with the others."""
         self.set_nodelay(True)
         self.services.hub.add(self, self._place)
+        self._said_at = time.monotonic()
+        self._look_for_words()
+
+    def _look_for_words(self) -> None:
+        timeout = self.services.config.websocket.read_timeout
+        silent = time.monotonic() - self._said_at
+        if silent >= timeout:
+            self.close(CloseCode.NO_PONG, "nothing was said")
+        else:
+            self._silence = self.services.deadlines.call_later(timeout - silent, self._look_for_words)
+
+    def probe(self, seconds: float) -> None:
+        """Nobody's connections are asked for their lives: an echo is no user's."""
 
     async def drain(self, deadline: float) -> None:  # noqa: ARG002 - nothing is open that could finish
         """Say goodbye."""
@@ -45,6 +67,8 @@ class EchoSocket(BareSocket):
 
     def on_close(self) -> None:
         """Give the place back."""
+        if self._silence is not None:
+            self._silence.cancel()
         self.services.hub.remove(self)
 
     def on_finish(self) -> None:
@@ -60,4 +84,5 @@ class EchoSocket(BareSocket):
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         """Say it; the next message is read when this one is written."""
+        self._said_at = time.monotonic()
         return self._echo(message)

@@ -4,24 +4,26 @@ import asyncio
 import logging
 import secrets
 import time
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-from tornado.iostream import StreamClosedError
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import IOStream, StreamClosedError
 
 from mcpgw.audit import Actor
 from mcpgw.errors import ConnectionLimit
 from mcpgw.event_reader import CatchUp, EventReader, LogMovedOnError
 from mcpgw.hub import Place
 from mcpgw.logs import log_event
-from mcpgw.outbox import Outbox
 from mcpgw.wire import strict_json
 from mcpgw.wire.events import Event, Position
-from mcpgw.wire.frames import Lagged, encode, now_ms
+from mcpgw.wire.frames import now_ms
 
 from .base import BaseHandler, client_user_agent
+from .liveness import Taking
+from .stream_writer import StreamWriter
 
 _LOGGER = logging.getLogger("mcpgw.sse")
-_CHUNK = 65536
 _STEP = 16
 
 
@@ -36,16 +38,17 @@ class EventStream(BaseHandler):
 
     def initialize(self) -> None:
         """Not ended yet, and nothing waits."""
-        events = self.services.config.events
         self._ending = False
         self._gone = False
+        self._is_slow = False
+        self._waits_for_room = False
         self._wake = asyncio.Event()
-        self._outbox = Outbox(events.max_waiting, events.max_waiting_size, _lagged)
+        self._writer: StreamWriter | None = None
         self._events = 0
+        self._heartbeat = 0.0
         self._client_id = secrets.token_hex(6)
         self._place: Place | None = None
         self._start = self.services.bus.position
-        self._read: list[str] | None = None
 
     def prepare(self) -> None:
         """Check as every handler does; a gateway that is ending begins no stream."""
@@ -56,6 +59,7 @@ class EventStream(BaseHandler):
         """Stream until the client or the gateway ends it."""
         user = None if self.principal is None else self.principal.user
         with self.services.hub.reserve("sse", user) as place:
+            await self._wait_for_place(place)
             if place.refusal is not None:
                 raise ConnectionLimit(place.refusal.reason)
             # Whatever is wrong with the request is answered before the stream begins.
@@ -83,6 +87,9 @@ class EventStream(BaseHandler):
                     expiry.cancel()
                 if reader is not None:
                     reader.stop()
+                if self._writer is not None:
+                    self._writer.closing()
+                self._events = place.frames_out  # the place forgets them when it is given back
                 self.services.hub.remove(self)
                 self._has_ended(time.monotonic() - started)
 
@@ -107,9 +114,37 @@ class EventStream(BaseHandler):
     def _has_ended(self, seconds: float) -> None:
         self._tell("disconnected", seconds=round(seconds, 3), events=self._events)
         self.services.metrics.connection_closed("sse")
-        self.services.metrics.dropped("stream", self._outbox.dropped)
         self.services.audit.disconnect(self._actor(), kind="sse", code=None, seconds=seconds)
         self._tell_user("user.disconnected")
+
+    async def _wait_for_place(self, place: Place) -> None:
+        """Above its user's limit a stream waits for the place of a connection that is found dead.
+
+        What comes back from a cut is not refused then: a browser does not try again after a refusal.
+        """
+        if place.is_waiting:
+            place.on_admitted = self._wake.set
+            try:
+                async with asyncio.timeout(self.services.config.server.place_timeout):
+                    await self._wake.wait()
+            except TimeoutError:
+                place.give_up()
+
+    def probe(self, seconds: float) -> None:
+        """See whether the client's machine takes a heartbeat; the stream is cut where it does not in time."""
+        stream = self._stream_below()
+        if not stream.closed():
+            self._heartbeat = 0.0
+            self._wake.set()
+            self.services.deadlines.call_later(seconds, partial(self._judge, Taking(stream)))
+
+    def _judge(self, taking: Taking) -> None:
+        if not self._gone and not taking.has_progress:
+            self._tell("reader is gone")
+            self._stream_below().close()
+
+    def _stream_below(self) -> IOStream:
+        return cast("HTTP1Connection", self.request.connection).stream
 
     def on_connection_close(self) -> None:
         """The client has gone."""
@@ -127,7 +162,7 @@ class EventStream(BaseHandler):
             return None
         named = ",".join(self.get_query_arguments("channels")).split(",")
         channels = [name.strip() for name in named if name.strip()]
-        return EventReader(self.services.bus, self.principal, channels or None, self._take)
+        return EventReader(self.services.bus, self.principal, channels or None, self._take_missed)
 
     def _since(self) -> Position | None:
         text = self.request.headers.get("Last-Event-ID") or self.get_query_argument("lastEventId", "")
@@ -136,22 +171,48 @@ class EventStream(BaseHandler):
     async def _stream(self, reader: EventReader | None) -> None:
         config, loop = self.services.config.events, asyncio.get_running_loop()
         catch_up = None if reader is None else reader.start(self._since())
-        await self._send([f"retry: {round(config.retry * 1000)}\n{self._connected(catch_up)}"])
-        heartbeat = loop.time() + config.heartbeat
+        self.write(f"retry: {round(config.retry * 1000)}\n{self._connected(catch_up)}")
+        async with asyncio.timeout(self.services.config.websocket.write_timeout):
+            await self.flush()
+        writer = self._begin_to_write(reader)
+        self._heartbeat = loop.time() + config.heartbeat
         while not self._gone:
             self._wake.clear()
-            texts = self._next_texts(catch_up)
-            if loop.time() >= heartbeat:
-                texts.append(_event({"type": "heartbeat"}))
-                heartbeat = loop.time() + config.heartbeat
-            if texts:
-                await self._send(texts)
-            elif catch_up is None or catch_up.is_live:
-                if self._ending:
-                    break
-                await self._wait(heartbeat)
-            else:
-                await asyncio.sleep(0)  # whatever was missed, none of it was for this reader: let others run
+            if self._is_slow:
+                raise TimeoutError
+            if loop.time() >= self._heartbeat:
+                self._heartbeat = loop.time() + config.heartbeat
+                if writer.is_idle:  # else something is on its way, which says as much
+                    writer.send_text(strict_json.dumps({"type": "heartbeat", "timestamp": now_ms()}))
+            if catch_up is not None and not catch_up.is_live:
+                if writer.is_idle:
+                    catch_up.step(_STEP)
+                    await asyncio.sleep(0)  # let others run
+                    continue
+            elif self._ending and writer.is_idle:
+                break
+            self._waits_for_room = self._ending or not (catch_up is None or catch_up.is_live)
+            await self._wait(self._heartbeat)
+
+    def _begin_to_write(self, reader: EventReader | None) -> StreamWriter:
+        assert self._place is not None, "no stream without a place"  # noqa: S101
+        self._place.frames_out += 1
+        chunked = self.request.version == "HTTP/1.1"
+        parts = self.services.writer_parts
+        self._writer = StreamWriter(self._stream_below(), self, self._place, parts, chunked=chunked)
+        if reader is not None:
+            reader.through(self._writer)
+        return self._writer
+
+    def on_room(self) -> None:
+        """The client has taken what waited."""
+        if self._waits_for_room:
+            self._wake.set()
+
+    def on_slow_reader(self) -> None:
+        """The client has taken nothing for the write timeout."""
+        self._is_slow = True
+        self._wake.set()
 
     def _connected(self, catch_up: CatchUp | None) -> str:
         """The first event. Its id is where the reader is before all that follows."""
@@ -159,17 +220,7 @@ class EventStream(BaseHandler):
         self._start = self.services.bus.position if catch_up is None else catch_up.position
         if catch_up is not None and catch_up.recovered is not None:
             first["recovered"] = catch_up.recovered
-        return _event(first, str(self._start))
-
-    def _next_texts(self, catch_up: CatchUp | None) -> list[str]:
-        """What is to be written next: of the log until its end is reached, then what has come since."""
-        if catch_up is None or catch_up.is_live:
-            return self._outbox.take(_CHUNK)
-        texts: list[str] = []
-        self._read = texts
-        catch_up.step(_STEP)
-        self._read = None
-        return texts
+        return f"id: {self._start}\ndata: {strict_json.dumps(first | {'timestamp': now_ms()})}\n\n"
 
     async def _wait(self, until: float) -> None:
         try:
@@ -178,25 +229,11 @@ class EventStream(BaseHandler):
         except TimeoutError:
             pass  # it is time for a heartbeat
 
-    def _take(self, event: Event, text: str) -> None:
+    def _take_missed(self, event: Event, text: str) -> None:
         # The present state comes first, out of order: its ids would move the reader's position back.
-        head = f"id: {event.position}\n" if event.position.offset > self._start.offset else ""
-        framed = f"{head}data: {text}\n\n"
-        if self._read is not None:
-            self._read.append(framed)
-        elif event.key:
-            self._outbox.put_state(event.key, framed, source=event.channel)
-        else:
-            self._outbox.put_stream(event.channel, framed)
-        self._wake.set()
-
-    async def _send(self, texts: list[str]) -> None:
-        self._events += len(texts)
-        if self._place is not None:
-            self._place.frames_out += len(texts)
-        self.write("".join(texts))
-        async with asyncio.timeout(self.services.config.websocket.write_timeout):
-            await self.flush()
+        identifier = str(event.position) if event.position.offset > self._start.offset else None
+        if self._writer is not None:
+            self._writer.send_text(text, identifier)
 
     def _end_with_the_token(self) -> asyncio.TimerHandle | None:
         """A stream ends with the token that began it: nothing can renew it in place."""
@@ -233,12 +270,3 @@ class ProtectedEventStream(EventStream):
         """Refuse whoever brings no credentials that hold."""
         super().prepare()
         self.refuse_without_credentials()
-
-
-def _event(data: dict[str, object], identifier: str | None = None) -> str:
-    head = "" if identifier is None else f"id: {identifier}\n"
-    return f"{head}data: {strict_json.dumps(data | {'timestamp': now_ms()})}\n\n"
-
-
-def _lagged(source: str, dropped: int) -> str:
-    return f"data: {encode(Lagged(source, dropped))}\n\n"

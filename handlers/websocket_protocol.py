@@ -1,27 +1,38 @@
 """Tornado's WebSocket protocol, where RFC 6455 asks for more than it does.
 
-This is the one file that touches what is not public in Tornado. Tornado takes frames without a mask, echoes
-close codes that no frame may carry, forgets that a message is compressed when a ping comes between its
-fragments, passes over parameters of permessage-deflate, and drops a client whose offer it cannot take. Every
-fault makes it drop the TCP connection at once, so that a close frame is lost with it whenever unread bytes
-wait in the socket (the kernel then sends a reset). Here each fault has its close code; the frame is sent,
-what still comes is read and thrown away for a moment, and only then the connection ends (RFC 6455 sections
-5, 7.1.1, 7.1.7, 7.4 and 8.1; RFC 7692 sections 5 to 7).
+This is the one file that touches what is not public in Tornado (and `liveness.py`, one count). Tornado takes
+frames without a mask, echoes close codes that no frame may carry, forgets that a message is compressed when a
+ping comes between its fragments, passes over parameters of permessage-deflate, and drops a client whose offer
+it cannot take. Every fault makes it drop the TCP connection at once, so that a close frame is lost with it
+whenever unread bytes wait in the socket (the kernel then sends a reset). Here each fault has its close code;
+the frame is sent, what still comes is read and thrown away for a moment, and only then the connection ends
+(RFC 6455 sections 5, 7.1.1, 7.1.7, 7.4 and 8.1; RFC 7692 sections 5 to 7).
+
+And it costs some 20 KiB for each connection, most of which an idle one does not need: a chain of seven
+suspended coroutines in two tasks, two deques with room for 64 entries, the whole HTTP request, and tables of
+attributes that have grown too large to be shared. So nothing runs here while nothing is read, one timer
+serves all pings, and what only the handshake needed is let go.
 """
 
 import asyncio
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from tornado.httputil import HTTPHeaders
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 from tornado.util import _websocket_mask
-from tornado.websocket import WebSocketProtocol13, _DecompressTooLargeError
+from tornado.websocket import (
+    WebSocketProtocol13,
+    _DecompressTooLargeError,
+    _WebSocketDelegate,
+    _WebSocketParams,
+)
 
+from mcpgw.deadlines import Deadline, Deadlines
 from mcpgw.errors import CloseCode
 
 _CONTINUATION = 0x0
@@ -40,38 +51,123 @@ _TAKEN: Mapping[str, tuple[str | None, ...]] = {
 }
 _NO_CONTEXT = {"server_no_context_takeover": None, "client_no_context_takeover": None}
 _DISCARD_SECONDS = 2.0
-_HANDSHAKE_SECONDS = 0.05
 _DISCARD_CHUNK = 65536
-_PING_TIMED_OUT = "ping timed out"
-"""The reason that Tornado's own pinging gives."""
+_FRAME_WORK = 1024
+_WORK_WITHOUT_PAUSE = 256 * 1024
+"""Bytes after which others have their turn; a frame counts for some bytes more. Both are Tornado's own."""
+_SET_BY_TORNADO = (
+    "_compression_options",
+    "_compressor",
+    "_decompressor",
+    "_final_frame",
+    "_fragmented_message_buffer",
+    "_fragmented_message_opcode",
+    "_frame_compressed",
+    "_frame_length",
+    "_frame_mask",
+    "_frame_opcode",
+    "_masked_frame",
+    "_message_bytes_in",
+    "_message_bytes_out",
+    "_pending_pong",
+    "_ping_coroutine",
+    "_pong_future",
+    "_received_pong",
+    "_selected_subprotocol",
+    "_waiting",
+    "_wire_bytes_in",
+    "_wire_bytes_out",
+    "client_terminated",
+    "close_code",
+    "close_reason",
+    "handler",
+    "mask_outgoing",
+    "params",
+    "server_terminated",
+    "stream",
+)
+"""Attributes of Tornado's protocol. A slot takes 8 bytes; more than 30 in a dictionary take 1.6 KiB."""
+
+
+class UpgradedHandler(_WebSocketDelegate, Protocol):
+    """What the protocol tells of a connection."""
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether nothing is read from the client for now, so that no pong can be seen."""
+
+    def on_ping_timeout(self) -> None:
+        """The client has not answered a ping in time."""
+
+    def forget_handshake(self) -> None:
+        """The upgrade is over: let go what only it needed."""
+
+
+class FrameWriter(Protocol):
+    """Who writes frames past Tornado's `write_message`."""
+
+    def wait_for(self, written: "asyncio.Future[None]") -> None:
+        """A frame was written here; it comes before all that is written when this is done."""
+
+    def closing(self) -> None:
+        """No frame may be written any more (RFC 6455 section 5.5.1)."""
 
 
 class GatewayWebSocketProtocol(WebSocketProtocol13):
     """A server's side of RFC 6455 that tells a client why it is closed."""
 
-    compression_minimum = 0
-    _discard: "asyncio.Task[None] | None" = None
-    _failing = False
-    _last_write: "asyncio.Future[None] | None" = None
-    _frame_compressed = False
-    _opcode = _CONTINUATION
-    _compressed = False
-    _fragments: bytearray | None = None
-    client_left = False
-    """Whether the client began to close, by a close frame with any code or none."""
+    __slots__ = (
+        *_SET_BY_TORNADO,
+        "_compressed",
+        "_deadlines",
+        "_discard",
+        "_failing",
+        "_fragments",
+        "_last_write",
+        "_opcode",
+        "_ping_due",
+        "_reading",
+        "client_left",
+        "compression_minimum",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        handler: "UpgradedHandler",
+        params: _WebSocketParams,
+        deadlines: Deadlines,
+        compression_minimum: int,
+    ) -> None:
+        """Make the protocol of one connection.
+
+        Args:
+            handler: what is told of messages and of the end.
+            params: intervals, sizes and compression, as Tornado has them.
+            deadlines: those of the event loop.
+            compression_minimum: bytes of the smallest message that is compressed.
+        """
+        self._selected_subprotocol: str | None = None
+        super().__init__(handler, mask_outgoing=False, params=params)
+        self._deadlines = deadlines
+        self.compression_minimum = compression_minimum
+        self.client_left = False
+        """Whether the client began to close, by a close frame with any code or none."""
+        self._discard: asyncio.Task[None] | None = None
+        self._failing = False
+        self._last_write: asyncio.Future[None] | None = None
+        self.writer: FrameWriter | None = None
+        """Who writes to the stream past this, where somebody does; let go when the close frame is written."""
+        self._opcode = _CONTINUATION
+        self._compressed = False
+        self._fragments: bytearray | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._ping_due: Deadline | None = None
 
     @property
-    def bytes_taken(self) -> int:
-        """How many bytes the kernel has taken so far: they grow as long as the client reads."""
-        return int(self.stream._total_write_done_index)  # noqa: SLF001
-
-    def when_written(self, callback: Callable[[], None]) -> None:
-        """Call back when the kernel has taken all that was written so far, or never will."""
-        if self._last_write is None or self._last_write.done():
-            # What is still being written is then the handshake.
-            asyncio.get_running_loop().call_later(_HANDSHAKE_SECONDS, callback)
-        else:
-            self._last_write.add_done_callback(lambda _: callback())
+    def window_bits(self) -> int | None:
+        """The size of the window that messages to the client are compressed with; None where they are not."""
+        return None if self._compressor is None else int(self._compressor._max_wbits)  # noqa: SLF001
 
     def write_message(
         self, message: str | bytes | dict[str, Any], binary: bool = False
@@ -85,46 +181,98 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         finally:
             self._compressor = compressor
 
-    def takes_plain(self, size: int) -> bool:
-        """Whether a text of `size` bytes would be sent as it is, so that a prepared frame can be."""
-        return self._compressor is None or size < self.compression_minimum
-
-    def write_plain(self, frame: bytes) -> "asyncio.Future[None] | None":
-        """Write a frame that `plain_text_frame` has made; None where all of it has gone already.
-
-        What the kernel takes at once costs neither a future nor a task, which `write_message` needs for each.
-        """
-        stream = self.stream
-        if self.is_closing():
-            return None
-        if type(stream) is IOStream and not stream.writing():
-            try:
-                sent = stream.socket.send(frame)
-            except OSError:
-                sent = 0  # full, or broken: the stream finds out which
-            if sent == len(frame):
-                return None
-            frame = frame[sent:]
-        try:
-            self._last_write = stream.write(frame)
-        except StreamClosedError:
-            return None
-        return self._last_write
-
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        """Close; a ping that was not answered has a close code of its own, which the handler gives."""
-        if reason == _PING_TIMED_OUT and code is None:
-            self.handler.on_ping_timeout()  # type: ignore[attr-defined]
+        """Close, and ping no more."""
+        if self._ping_due is not None:
+            self._ping_due.cancel()
+            self._ping_due = None
+        if self.writer is not None:
+            self.writer.closing()
+            self.writer = None
+        super().close(code, reason)
+
+    def start_pinging(self) -> None:
+        """Ping in every interval, where there is one."""
+        if self.ping_interval > 0:
+            self._ping_due = self._deadlines.call_later(self.ping_interval, self._ping)
+
+    def _ping(self) -> None:
+        self._received_pong = False
+        try:
+            self.write_ping(b"")
+        except StreamClosedError:
+            return  # whoever reads finds out too, and tells the handler
+        self._ping_due = self._deadlines.call_later(self.ping_timeout, self._look_for_pong)
+
+    def _look_for_pong(self) -> None:
+        is_held_back = self.handler.is_held_back  # type: ignore[attr-defined]
+        if self._received_pong or not self.ping_timeout or is_held_back:
+            left = max(0.0, self.ping_interval - self.ping_timeout)
+            self._ping_due = self._deadlines.call_later(left, self._ping)
         else:
-            super().close(code, reason)
+            self.handler.on_ping_timeout()  # type: ignore[attr-defined]
 
     def _parse_extensions_header(self, headers: HTTPHeaders) -> list[tuple[str, dict[str, str]]]:
         offers = [_parsed_offer(offer) for offer in headers.get("Sec-WebSocket-Extensions", "").split(",")]
         # Nothing is kept between messages, in either direction: an idle connection then holds no window.
         return [(name, parameters | _NO_CONTEXT) for name, parameters in offers if _can_be_taken(parameters)]
 
-    async def _receive_frame(self) -> None:
-        first, second = await self._read_bytes(2)
+    async def _receive_frame_loop(self) -> None:
+        """Begin to read. Tornado's own loop keeps itself, and all that has led to it, for the whole time."""
+        stream = self.stream
+        stream._write_futures = _ShortQueue(stream._write_futures)  # type: ignore[assignment]  # noqa: SLF001
+        waiting = stream._write_buffer  # noqa: SLF001
+        waiting._buffers = _ShortQueue(waiting._buffers)  # type: ignore[assignment]  # noqa: SLF001
+        self.handler.forget_handshake()  # type: ignore[attr-defined]
+        try:
+            head = _future_bytes(stream.read_bytes(2))
+        except StreamClosedError:
+            self._end_reading()
+        else:
+            head.add_done_callback(self._read_frames)
+
+    def _read_frames(self, head: "asyncio.Future[bytes]") -> None:
+        self._reading = asyncio.ensure_future(self._frames(head))
+
+    async def _frames(self, head: "asyncio.Future[bytes]") -> None:
+        """Take frames as long as there are some; `head` has the first two bytes of the first.
+
+        While none has begun, nothing but a callback waits for it.
+        """
+        work = 0
+        try:
+            while True:
+                before = self._wire_bytes_in
+                await self._receive_frame(await head)
+                if self.client_terminated:
+                    break
+                work += _FRAME_WORK + self._wire_bytes_in - before
+                if work >= _WORK_WITHOUT_PAUSE:
+                    work = 0
+                    await asyncio.sleep(0)
+                head = _future_bytes(self.stream.read_bytes(2))
+                if not head.done():
+                    self._reading = None
+                    head.add_done_callback(self._read_frames)
+                    return
+        except StreamClosedError:
+            del head  # its error knows this frame, and with it all that belongs to the connection
+        except BaseException:
+            self._end_reading()
+            raise  # cancelled, or a fault in this file: what handlers raise is dealt with elsewhere
+        self._end_reading()
+
+    def _end_reading(self) -> None:
+        self._reading = None
+        if not self.client_terminated:
+            self._abort()
+        if self.stream.error is not None:
+            self.stream.error.__traceback__ = None  # it knows the frames in which the stream found it
+        self.handler.on_ws_connection_close(self.close_code, self.close_reason)
+
+    async def _receive_frame(self, head: bytes) -> None:  # type: ignore[override]
+        self._wire_bytes_in += len(head)
+        first, second = head
         opcode, length = first & self.OPCODE_MASK, second & 0x7F
         if (fault := self._fault_of_header(first, second)) is not None:
             self._fail(CloseCode.PROTOCOL_ERROR, fault)
@@ -207,8 +355,11 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         return self._run_callback(self.handler.on_message, text)
 
     def _write_frame(self, fin: bool, opcode: int, data: bytes, flags: int = 0) -> "asyncio.Future[None]":
-        self._last_write = super()._write_frame(fin, opcode, data, flags)
-        return self._last_write
+        written = super()._write_frame(fin, opcode, data, flags)
+        self._last_write = None if written.done() else written
+        if self.writer is not None:
+            self.writer.wait_for(written)
+        return written
 
     def _fail(self, code: CloseCode, reason: str) -> None:
         """Fail the connection (RFC 6455 section 7.1.7), so that the client still reads why."""
@@ -240,15 +391,20 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
             self._abort()
 
 
-def plain_text_frame(text: str) -> bytes:
-    """A whole server frame with one text message (RFC 6455 section 5.2): final, no mask, not compressed."""
-    data = text.encode()
-    size = len(data)
-    if size <= _LONGEST_CONTROL:
-        return bytes((0x80 | _TEXT, size)) + data
-    if size < 65536:  # noqa: PLR2004 - RFC 6455 section 5.2
-        return struct.pack("!BBH", 0x80 | _TEXT, 126, size) + data
-    return struct.pack("!BBQ", 0x80 | _TEXT, 127, size) + data
+class _ShortQueue(list[Any]):
+    """A queue that is empty most of the time: 72 bytes, where a deque takes 760 at once."""
+
+    __slots__ = ()
+
+    def popleft(self) -> Any:
+        """Take the first; what waits is short, since who writes waits for what was written before."""
+        return self.pop(0)
+
+
+def _future_bytes(reading: Awaitable[bytes]) -> "asyncio.Future[bytes]":
+    """What `IOStream.read_bytes` returns, which is declared as something to await."""
+    assert isinstance(reading, asyncio.Future), "Tornado reads into futures"  # noqa: S101
+    return reading
 
 
 def _parsed_offer(text: str) -> tuple[str, dict[str, Any]]:

@@ -4,37 +4,85 @@ import asyncio
 import base64
 import logging
 import secrets
-import sys
 import time
 from collections.abc import Awaitable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
-from tornado.httputil import HTTPHeaders
-from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol13
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import IOStream
+from tornado.web import Application, HTTPError
+from tornado.websocket import WebSocketHandler, WebSocketProtocol13
 
-from mcpgw.conversation import ClientInfo, Conversation
+from mcpgw.conversation import Conversation
+from mcpgw.conversation_parts import ClientInfo
+from mcpgw.deadlines import Deadline
 from mcpgw.errors import AuthRequired, CloseCode, ConnectionLimit
 from mcpgw.hub import Place
-from mcpgw.outbox import Outbox
-from mcpgw.session import CALL_SOURCE
-from mcpgw.wire.frames import PROTOCOL, Lagged, ReplyTo, encode
+from mcpgw.services import Principal
+from mcpgw.wire.frames import PROTOCOL
 
 from .base import BaseHandler, client_user_agent
-from .websocket_protocol import GatewayWebSocketProtocol, plain_text_frame
+from .frame_encoding import COMPRESSION_LEVEL, MEMORY_LEVEL
+from .liveness import Taking
+from .socket_writer import SocketWriter
+from .websocket_protocol import GatewayWebSocketProtocol
 
 _BEARER = "bearer."
 _KEY_BYTES = 16
-_CHUNK = 65536
 _FRAMES_WITHOUT_PAUSE = 32
-_A_LITTLE = 0.01
+_HANDSHAKE_ALONE = (
+    "_headers",
+    "_headers_written",
+    "_reason",
+    "_transforms",
+    "_write_buffer",
+    "credentials",
+    "open_args",
+    "open_kwargs",
+    "path_args",
+    "path_kwargs",
+    "refused",
+)
+"""Attributes of a handler, most of them Tornado's, that nobody looks at after the upgrade."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastRequest:
+    """What is still told of a request when its upgrade is over."""
+
+    path: str
+    remote_ip: str
 
 
 class BareSocket(WebSocketHandler, BaseHandler):
-    """What every WebSocket has: the protocol, its limits, and the checks of its handshake."""
+    """What every WebSocket has: the protocol, its limits, and the checks of its handshake.
 
+    What is needed for as long as the socket is open has a slot, also what Tornado sets; what only the
+    handshake needs has none, and is forgotten when the upgrade is over.
+    """
+
+    __slots__ = (
+        "_auto_finish",
+        "_finished",
+        "_on_close_called",
+        "_prepared_future",
+        "_status_code",
+        "application",
+        "close_code",
+        "close_reason",
+        "principal",
+        "request",
+        "ui",
+        "ws_connection",
+    )
     logger = logging.getLogger("mcpgw.websocket")
+
+    def __init__(self, application: Application, request: HTTPServerRequest, **settings: Any) -> None:
+        """See `RequestHandler`; nobody has proved to be anybody yet."""
+        self.principal: Principal | None = None
+        super().__init__(application, request, **settings)
 
     def check_handshake(self) -> None:
         """What RFC 6455 section 4.2.1 asks of a request, answered in the one shape of errors."""
@@ -58,16 +106,15 @@ class BareSocket(WebSocketHandler, BaseHandler):
         """permessage-deflate (RFC 7692) with small buffers, where the configuration has it."""
         if not self.services.config.websocket.compression:
             return None
-        return {"compression_level": 1, "mem_level": 4}
+        return {"compression_level": COMPRESSION_LEVEL, "mem_level": MEMORY_LEVEL}
 
     def get_websocket_protocol(self) -> GatewayWebSocketProtocol | None:
         """The protocol object, where the client speaks version 13."""
         protocol = super().get_websocket_protocol()
         if not isinstance(protocol, WebSocketProtocol13):
             return None
-        own = GatewayWebSocketProtocol(self, mask_outgoing=False, params=protocol.params)
-        own.compression_minimum = self.services.config.websocket.compression_minimum
-        return own
+        minimum = self.services.config.websocket.compression_minimum
+        return GatewayWebSocketProtocol(self, protocol.params, self.services.deadlines, minimum)
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         """Never the one that carries the token: it would be sent back in the clear of a header."""
@@ -88,29 +135,75 @@ class BareSocket(WebSocketHandler, BaseHandler):
         """Bytes of the largest message, after decompression too."""
         return self.services.config.websocket.max_message_size
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether nothing is read from the client for now, though it is there."""
+        return False
+
     def on_ping_timeout(self) -> None:
         """The client has not answered a ping in time."""
         self.close(CloseCode.NO_PONG, "no pong in time")
+
+    def forget_handshake(self) -> None:
+        """Let go what only the handshake needed: ten thousand connections would keep it."""
+        request = self.request
+        self.request = cast("HTTPServerRequest", PastRequest(request.path, request.remote_ip or ""))
+        self.ui = None  # type: ignore[assignment]  # as Tornado does it when a request is over
+        # A new dictionary, because one that has grown does not shrink.
+        self.__dict__ = {name: value for name, value in vars(self).items() if name not in _HANDSHAKE_ALONE}
+
+    def _detach_stream(self) -> IOStream:
+        # Tornado puts seven functions into each handler here, which only say that they are not to be called.
+        return self.detach()
+
+
+class _WaitForPlace:
+    """What a connection above its user's limit waits with."""
+
+    __slots__ = ("_is_over", "_timer")
+
+    def __init__(self, timer: Deadline) -> None:
+        self._timer = timer
+        self._is_over = asyncio.Event()
+
+    async def until_over(self) -> None:
+        """Wait until it is decided whether the connection may stay."""
+        await self._is_over.wait()
+
+    def end(self) -> None:
+        """It is decided."""
+        self._timer.cancel()
+        self._is_over.set()
 
 
 class GatewaySocket(BareSocket):
     """One WebSocket: hands texts to its conversation, and writes what the conversation says."""
 
-    conversation: Conversation | None = None
-    _place: Place | None = None
+    __slots__ = (
+        "_alive_at",
+        "_frames_out",
+        "_life",
+        "_paused_at",
+        "_place",
+        "_protocol",
+        "_room",
+        "_wait",
+        "_writer",
+        "conversation",
+    )
 
     def initialize(self) -> None:
         """Nothing waits yet."""
-        events = self.services.config.events
-        self._outbox = Outbox(events.max_waiting, events.max_waiting_size, _lagged)
-        self._in_flight = 0
-        self._is_called_back = False
+        self.conversation: Conversation | None = None
+        self._place: Place | None = None
+        self._frames_out = 0
+        self._writer: SocketWriter | None = None
         self._protocol: GatewayWebSocketProtocol | None = None
         self._paused_at = 0
         self._room: asyncio.Event | None = None
-        self._slow: asyncio.TimerHandle | None = None
-        self._life: asyncio.TimerHandle | None = None
+        self._life: Deadline | None = None
         self._alive_at = 0.0
+        self._wait: _WaitForPlace | None = None
 
     def prepare(self) -> None:
         """Look at the credentials; those that do not hold open a socket that asks for better ones."""
@@ -151,14 +244,19 @@ class GatewaySocket(BareSocket):
         )
         self._alive_at = time.monotonic()
         self._look_for_life()
+        self._begin_to_write()
         self.services.metrics.connection_opened("websocket")
         self.conversation = self.services.converse(self, client, self.principal, self.refused)
-        # What the handshake needed is of no use any more, and ten thousand connections would keep it.
-        self.request.headers = HTTPHeaders()
         self.services.hub.add(self.conversation, self._place)
+        self._wait_for_place()
         self.conversation.start()
         if self._place is not None and self._place.refusal is not None:
             self.conversation.disconnect(CloseCode.CONNECTION_LIMIT, self._place.refusal.reason)
+
+    def _begin_to_write(self) -> None:
+        assert self._protocol is not None, "the socket is open"  # noqa: S101
+        assert self._place is not None, "no upgrade without a place"  # noqa: S101
+        self._writer = SocketWriter(self._protocol, self, self._place, self.services.writer_parts)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         """Hand a message on; returns before any call has ended, so that the next one is read at once.
@@ -171,7 +269,9 @@ class GatewaySocket(BareSocket):
         self._alive_at = time.monotonic()
         self.conversation.receive(message)
         self._count_frames()
-        if self._outbox.is_full:
+        if self.conversation.is_holding and self._wait is not None:
+            return self._wait.until_over()
+        if self._open_writer.is_full:
             return self._until_room()
         if self.conversation.frames_in - self._paused_at >= _FRAMES_WITHOUT_PAUSE:
             self._paused_at = self.conversation.frames_in
@@ -190,29 +290,75 @@ class GatewaySocket(BareSocket):
         """Close a connection that has given no sign of life for too long (close code 3012)."""
         timeout = self.services.config.websocket.read_timeout
         silent = time.monotonic() - self._alive_at
-        if silent >= timeout:
+        if self.is_held_back:
+            self._life = self.services.deadlines.call_later(timeout, self._look_for_life)
+        elif silent >= timeout:
             self.on_ping_timeout()
         else:
-            loop = asyncio.get_running_loop()
-            self._life = loop.call_later(timeout - silent + _A_LITTLE, self._look_for_life)
+            self._life = self.services.deadlines.call_later(timeout - silent, self._look_for_life)
+
+    # --- above the user's limit ----------------------------------------------------------------------------
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the connection is within its user's limit."""
+        return self._place is None or not (self._place.is_waiting or self._place.refusal)
+
+    def come_first(self) -> None:
+        """A place of this user is about to come free, and is meant for this connection."""
+        if self._place is not None:
+            self._place.come_first()
+
+    def probe(self, seconds: float) -> None:
+        """Ask for a sign of life; without one in so many seconds the connection is closed with 3012."""
+        if self._protocol is not None and not self._protocol.is_closing():
+            asked, taking = time.monotonic(), Taking(self._protocol.stream)
+            self._protocol.write_ping(b"")
+            self.services.deadlines.call_later(seconds, partial(self._judge, asked, taking))
+
+    def _judge(self, asked: float, taking: Taking) -> None:
+        # A pong comes late where much is on its way to the client, who takes it all the same.
+        if self._alive_at < asked and not (taking.was_under_way and taking.has_progress):
+            self.on_ping_timeout()
+
+    def _wait_for_place(self) -> None:
+        if self._place is not None and self._place.is_waiting:
+            self._place.on_admitted = self._on_place
+            timeout = self.services.config.server.place_timeout
+            self._wait = _WaitForPlace(self.services.deadlines.call_later(timeout, self._on_no_place))
+
+    def _on_place(self) -> None:
+        if self.conversation is not None:
+            self.conversation.admitted()
+        self._wait_no_longer()
+
+    def _on_no_place(self) -> None:
+        if self._place is not None and self.conversation is not None and self._place.is_waiting:
+            self.conversation.disconnect(CloseCode.CONNECTION_LIMIT, self._place.give_up().reason)
+        self._wait_no_longer()
+
+    def _wait_no_longer(self) -> None:
+        if self._wait is not None:
+            self._wait.end()
+            self._wait = None
 
     async def _until_room(self) -> None:
-        while self._outbox.is_full:
+        while self._writer is not None and self._writer.is_full:
             self._room = asyncio.Event()
             await self._room.wait()
         self._room = None
 
     def on_close(self) -> None:
         """Tell the conversation that its socket is gone."""
-        if self._outbox.dropped:
-            self.services.metrics.dropped("stream", self._outbox.dropped)
-        self._outbox = Outbox(1, 1, _lagged)
+        if self._writer is not None:
+            self._writer.closing()
         if self._room is not None:
             self._room.set()
-        for timer in (self._slow, self._life):
-            if timer is not None:
-                timer.cancel()
+        self._wait_no_longer()
+        if self._life is not None:
+            self._life.cancel()
         self._count_frames()
+        self._frames_out = self.frames_out  # the place forgets them when it is given back
         if self.conversation is not None:
             self.services.hub.remove(self.conversation)
             # A browser's close() sends no code (RFC 6455 section 7.1.5 calls that 1005).
@@ -222,11 +368,18 @@ class GatewaySocket(BareSocket):
             self.services.metrics.socket_closed(self.close_code)
         elif self._place is not None:
             self._place.release()
+        # They lead back here. The collector hardly ever looks at what has lived for as long as a connection.
+        self.conversation = self._protocol = self._writer = None
 
     def on_finish(self) -> None:
         """Give the place back where no conversation came to be."""
         if self._place is not None and self.get_status() != 101:  # noqa: PLR2004 - Switching Protocols
             self._place.release()
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether the client is not read from until it reads; its pongs wait with all else that it sends."""
+        return self._room is not None
 
     def on_ping_timeout(self) -> None:
         """The client has not answered a ping in time."""
@@ -235,124 +388,63 @@ class GatewaySocket(BareSocket):
 
     def identify(self, user: str) -> str | None:
         """Count the connection as `user`'s; answers why it is one too many where it is."""
-        if self._place is None or self._place.identify(user) or self._place.refusal is None:
+        if self._place is None or self._place.identify(user):
             return None
-        return self._place.refusal.reason
+        self._wait_for_place()
+        return None if self._place.refusal is None else self._place.refusal.reason
 
     # --- what the conversation says ------------------------------------------------------------------------
 
+    @property
+    def live_reader(self) -> SocketWriter:
+        """What writes events as they happen."""
+        return self._open_writer
+
+    @property
+    def frames_out(self) -> int:
+        """How many frames were written so far."""
+        return self._frames_out if self._place is None else max(self._frames_out, self._place.frames_out)
+
     def send_result(self, text: str) -> None:
         """Send what must not be lost."""
-        if self._is_idle():
-            self._write(text)
-        else:
-            self._outbox.put_result(text)
-            self._empty_later()
-
-    def send_state(self, key: str, text: str, source: str) -> None:
-        """Send what a newer text of the same key makes worthless."""
-        if self._is_idle():
-            self._write(text)
-        else:
-            self._outbox.put_state(key, text, source=source)
-            self._empty_later()
+        self._open_writer.send_text(text)
 
     def send_stream(self, source: str, text: str) -> None:
         """Send what may be dropped where the reader is too slow."""
-        if self._is_idle():
-            self._write(text)
-        else:
-            self._outbox.put_stream(source, text)
-            self._empty_later()
+        self._open_writer.send_text(text, source)
 
     @property
     def has_room(self) -> bool:
         """Whether nothing waits to be written."""
-        return self._is_idle()
+        return self._open_writer.is_idle
 
-    def _is_idle(self) -> bool:
-        return not self._outbox and not self._is_writing()
-
-    def _is_writing(self) -> bool:
-        return self._protocol is not None and self._protocol.stream.writing()
-
-    def _write(self, text: str) -> None:
-        """Write a frame; a client that has gone is noticed by `on_close`."""
-        written: asyncio.Future[None] | None
-        if self._place is not None:
-            self._place.frames_out += 1
-        if self._protocol is not None and self._protocol.takes_plain(len(text)):
-            written = self._protocol.write_plain(_shared_frame(text))
-            if written is None:
-                return
-        else:
-            try:
-                written = self.write_message(text)
-            except WebSocketClosedError:
-                return
-        self._in_flight += 1
-        written.add_done_callback(self._on_written)
-        if self._is_writing():
-            self._watch()
-
-    def _on_written(self, written: "asyncio.Future[None]") -> None:
-        self._in_flight -= 1
-        if not written.cancelled() and not isinstance(
-            written.exception(), WebSocketClosedError | StreamClosedError | None
-        ):
-            written.result()
-        self._empty()
-
-    def _empty(self) -> None:
-        """Write what waits, as far as the client takes it."""
-        while self._outbox and not self._is_writing():
-            for text in self._outbox.take(_CHUNK):
-                self._write(text)
-        if self._outbox:
-            self._empty_later()
-        if self._room is not None and not self._outbox.is_full:
+    def on_room(self) -> None:
+        """The client takes again what it is sent."""
+        if self._room is not None and not self._open_writer.is_full:
             self._room.set()
-        if self.conversation is not None and self._is_idle():
+        if self.conversation is not None and self._open_writer.is_idle:
             self.conversation.catch_up()
 
-    def _empty_later(self) -> None:
-        """Something waits: see to it that it is written in time, or the reader comes to an end."""
-        if not self._in_flight and not self._is_called_back and self._protocol is not None:
-            # A control frame is being written, and nobody else tells when that is over.
-            self._is_called_back = True
-            self._protocol.when_written(self._on_control_written)
-        self._watch()
-
-    def _on_control_written(self) -> None:
-        self._is_called_back = False
-        self._empty()
-
-    def _watch(self) -> None:
-        """See to it that a reader who takes nothing comes to an end (close code 3008)."""
-        if self._slow is None and self._protocol is not None:
-            timeout = self.services.config.websocket.write_timeout
-            taken = self._protocol.bytes_taken
-            self._slow = asyncio.get_running_loop().call_later(timeout, self._look_again, taken)
-
-    def _look_again(self, taken: int) -> None:
-        self._slow = None
-        if self._protocol is None or self.conversation is None or self._is_idle():
-            return
-        if self._protocol.bytes_taken == taken:
+    def on_slow_reader(self) -> None:
+        """The client has taken nothing for the write timeout."""
+        if self.conversation is not None:
             self.conversation.disconnect(CloseCode.SLOW_READER, "the client does not read")
-        else:
-            self._watch()
+
+    @property
+    def _open_writer(self) -> SocketWriter:
+        assert self._writer is not None, "nothing is said before the socket is open"  # noqa: S101
+        return self._writer
 
     def close(self, code: CloseCode | int | None = None, reason: str | None = None) -> None:
         """Close the socket with a code of the contract and a reason of the gateway's own words.
 
-        What waits is written first; the last of it says goodbye. A reader who does not read is given that
-        alone: the session keeps the ends of calls, and the log the events.
+        What waits is written first; the last of it says goodbye.
         """
-        waiting = self._outbox.take(sys.maxsize)
-        for text in waiting[-1:] if code == CloseCode.SLOW_READER else waiting:
-            self._write(text)
+        if self._writer is not None:
+            self._writer.say_goodbye(the_last_alone=code == CloseCode.SLOW_READER)
         super().close(None if code is None else int(code), reason)
+        if self._place is not None and not self._place.leave() and self._protocol is not None:
+            self._protocol.stream.close()  # so many of this user's are being closed: no time for goodbyes
 
     def _subprotocol_token(self) -> str | None:
         offered = self.request.headers.get("Sec-WebSocket-Protocol", "")
@@ -360,26 +452,6 @@ class GatewaySocket(BareSocket):
             if name.startswith(_BEARER):
                 return name.removeprefix(_BEARER)
         return None
-
-
-class _LastFrame:
-    """The frame made last: an event goes to all its readers one after the other, and is framed once."""
-
-    text = ""
-    frame = plain_text_frame("")
-
-
-def _shared_frame(text: str) -> bytes:
-    if text is not _LastFrame.text:
-        _LastFrame.text, _LastFrame.frame = text, plain_text_frame(text)
-    return _LastFrame.frame
-
-
-def _lagged(source: str, dropped: int) -> str:
-    """The frame that tells of a gap: for a call's progress with the call's id, else for a channel."""
-    if source.startswith(CALL_SOURCE):
-        return encode(Lagged(source, dropped), ReplyTo(source.removeprefix(CALL_SOURCE)))
-    return encode(Lagged(source, dropped))
 
 
 class ProtectedSocket(GatewaySocket):

@@ -184,6 +184,7 @@ async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -
     else:
         drained.cancel()
         await services.hub.drain(loop.time())
+    services.bus.publish("gateway.stopped", {"state": "stopped"})
     for ended in (services.hub.wait_empty(), server.close_all_connections()):
         # Whoever does not answer the goodbye keeps nobody from their end.
         with suppress(TimeoutError):

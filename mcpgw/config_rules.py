@@ -35,6 +35,11 @@ def check_rules(
             f"{place('websocket.pong_timeout')}: {websocket.pong_timeout:g} seconds is longer than "
             f"websocket.ping_interval ({websocket.ping_interval:g} seconds)"
         )
+    if server.probe_timeout > server.place_timeout:
+        yield (
+            f"{place('server.probe_timeout')}: {server.probe_timeout:g} seconds is longer than "
+            f"server.place_timeout ({server.place_timeout:g} seconds)"
+        )
     if backends.retry_initial > backends.retry_maximum:
         yield (
             f"{place('backends.retry_initial')}: {backends.retry_initial:g} seconds is longer than "

@@ -5,21 +5,19 @@ A transport hands every message to `Conversation.receive` and takes what the con
 one. Every request is answered. Source: the wire contract, sections 1 to 5.
 """
 
-import asyncio
 import logging
 import random
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
-from mcpgw.access.tokens import Principal, Tokens
-from mcpgw.audit import Actor, Audit
-from mcpgw.bus import Bus
+from mcpgw.access.tokens import Principal
+from mcpgw.audit import Actor
+from mcpgw.conversation_parts import ClientInfo, ConversationParts, ConversationSettings, Sink
 from mcpgw.errors import (
     AuthFailed,
-    AuthRequired,
     CloseCode,
     GatewayError,
     InternalError,
@@ -27,19 +25,13 @@ from mcpgw.errors import (
     ParseError,
     PermissionDenied,
     RateLimited,
-    TokenExpired,
 )
-from mcpgw.gateway import Gateway
+from mcpgw.identity import Identity
 from mcpgw.logs import log_event
-from mcpgw.metrics import Metrics
-from mcpgw.rate_limit import FloodGuard, RateLimit, UserLimits, retry_after_ms
-from mcpgw.rooms import Rooms
+from mcpgw.rate_limit import FloodGuard, RateLimit, retry_after_ms
 from mcpgw.session import Session, encode_result
-from mcpgw.session_store import SessionStore
-from mcpgw.settings import AuthSettings, SessionSettings, WebSocketSettings
-from mcpgw.tracing import CallerTrace
 from mcpgw.wire import frames
-from mcpgw.wire.events import Event
+from mcpgw.wire.deliveries import LiveReader
 from mcpgw.wire.frames import Envelope, ReplyTo, ServerFrame
 
 _LOGGER = logging.getLogger("mcpgw.websocket")
@@ -53,70 +45,15 @@ FEATURES = ("tools", "progress", "logs", "cancel", "batch", "events", "rooms", "
 """What a client may find in ``status.data.features``: the parts of the contract that this gateway has."""
 
 
-class Sink(Protocol):
-    """Where a conversation speaks to: a transport that only writes."""
-
-    @property
-    def has_room(self) -> bool:
-        """Whether nothing waits to be written."""
-
-    def send_result(self, text: str) -> None:
-        """Send what must not be lost; never waits and never fails because the client is gone."""
-
-    def send_state(self, key: str, text: str, source: str) -> None:
-        """Send what a newer text of the same key makes worthless; `source` is told where it is dropped."""
-
-    def send_stream(self, source: str, text: str) -> None:
-        """Send what may be dropped where the reader is too slow."""
-
-    def identify(self, user: str) -> str | None:
-        """The connection is `user`'s; answers why it is one too many where it is."""
-
-    def close(self, code: CloseCode, reason: str) -> None:
-        """End the connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClientInfo:
-    """What is known of a client from how it connected; `credentials` names the way, never the secret."""
-
-    client_id: str
-    remote: str
-    user_agent: str
-    path: str
-    credentials: str
-    trace: CallerTrace | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationSettings:
-    """The limits that a conversation keeps."""
-
-    auth: AuthSettings
-    websocket: WebSocketSettings
-    sessions: SessionSettings
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationParts:
-    """What every conversation works with."""
-
-    gateway: Gateway
-    tokens: Tokens
-    bus: Bus
-    rooms: Rooms
-    sessions: SessionStore
-    limits: UserLimits
-    metrics: Metrics
-    audit: Audit
-
-
 class Conversation:
     """What one client and the gateway say to each other.
 
     The transport calls `start` once, `receive` for each message, and `lost` once when the socket is gone.
     `principal` is who the connection's credentials prove; None asks for an ``auth`` frame. `refused` is why
     credentials that were given do not hold.
+
+    A connection above its user's limit waits for a place: it is greeted, may say who it is, and may resume a
+    session whose old connection then makes room for it. Whatever else it asks for is held until `admitted`.
     """
 
     def __init__(
@@ -133,7 +70,14 @@ class Conversation:
         self._parts = parts
         self._settings = settings
         self._sink = sink
-        self._principal = principal
+        self._identity = Identity(
+            parts.tokens,
+            settings.auth,
+            parts.deadlines,
+            principal,
+            on_expired=self._expired,
+            on_no_auth=self._no_auth_in_time,
+        )
         self._refused = refused
         self._credentials = client.credentials
         self._session = Session(
@@ -148,22 +92,25 @@ class Conversation:
         )
         self._session.trace = client.trace
         self._session.outlet = self
-        self._auth_deadline: asyncio.TimerHandle | None = None
-        self._expiry: asyncio.TimerHandle | None = None
-        self._failed_auths = 0
+        self._has_begun = False
+        self._held: list[frames.ClientFrame] | None = None
         self._anonymous = None if principal is not None else parts.limits.frames_bucket()
         self._flood = FloodGuard(settings.websocket.max_refusals)
         self._errors_in_a_row = 0
         self._refusals: RateLimit | None = None
         self._started = time.monotonic()
         self.frames_in = 0
-        self.frames_out = 0
         self._over = False
 
     @property
     def user(self) -> str | None:
         """Who is asking, where that is known."""
-        return None if self._principal is None else self._principal.user
+        return self._identity.user
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether something waits until the connection has a place: no more is to be received before."""
+        return self._held is not None
 
     def start(self) -> None:
         """Greet the client with its status."""
@@ -181,15 +128,23 @@ class Conversation:
             credentials=self._credentials,
             agent=self.client.user_agent,
         )
-        if self._principal is not None:
-            self._belongs_to(self._principal)
+        self._identity.start()
+        if self._identity.principal is not None:
+            self._belongs_to(self._identity.principal)
         self._emit(self._status("Connected to MCP Gateway WebSocket"))
         if self._refused is not None:
             self._log(logging.WARNING, "refused credentials", code=self._refused.code)
             self._emit(frames.Error(self._refused))
-        if self._principal is None:
-            loop = asyncio.get_running_loop()
-            self._auth_deadline = loop.call_later(self._settings.auth.timeout, self._no_auth_in_time)
+
+    def admitted(self) -> None:
+        """The connection has a place now: what it has asked for meanwhile is answered."""
+        if self._over or self._identity.principal is None:
+            return
+        self._begin()
+        held, self._held = self._held, None
+        for frame in held or ():
+            if not self._over:
+                self._guard(frame.reply, partial(self._dispatch, frame))
 
     def receive(self, message: str | bytes) -> None:
         """Take one message of the client; answers go to the sink, at once or when they are there."""
@@ -213,18 +168,16 @@ class Conversation:
 
     def lost(self, code: int | None) -> None:
         """The socket is gone. `code` is the close code that the client sent, where it did."""
-        for timer in (self._auth_deadline, self._expiry):
-            if timer is not None:
-                timer.cancel()
+        self._identity.close()
         # What a client answers to a close of the gateway's is not the client's own wish to leave.
         left = not self._over and code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
         self._over = True
         if self._session.outlet is self:
             self._session.detach(clean=left)
-            if self._principal is None:
-                self._session.end()
-            else:
+            if self._has_begun:
                 self._parts.sessions.park(self._session)
+            else:
+                self._session.end()
         self._parts.audit.disconnect(
             self._actor(), kind="websocket", code=code, seconds=time.monotonic() - self._started
         )
@@ -235,7 +188,7 @@ class Conversation:
             code=code,
             seconds=round(time.monotonic() - self._started, 3),
             frames_in=self.frames_in,
-            frames_out=self.frames_out,
+            frames_out=self._sink.frames_out,
         )
 
     async def drain(self, deadline: float) -> None:
@@ -243,6 +196,11 @@ class Conversation:
         if not self._over:
             await self._session.finish_calls(deadline)
         self.disconnect(CloseCode.SHUTDOWN, "the gateway is ending")
+
+    def probe(self, seconds: float) -> None:
+        """Ask the client for a sign of life; the connection ends where none comes in time."""
+        if not self._over:
+            self._sink.probe(seconds)
 
     async def wait_settled(self) -> None:
         """Wait until no task of this conversation runs any more (their backends have been told)."""
@@ -257,21 +215,33 @@ class Conversation:
             jitter = random.randrange(_COMING_BACK_MS) if code == CloseCode.SHUTDOWN else None  # noqa: S311
             self._emit(frames.Disconnect(code.value, reason, code.reconnect, jitter))
             self._over = True
+            if self._session.outlet is self:
+                self._session.events.silence()
             self._sink.close(code, reason)
 
     # --- frames --------------------------------------------------------------------------------------------
 
     def _receive_frame(self, value: object) -> None:
         reply = ReplyTo.of(value)
-        if not self._admit(reply):
-            return
+        if self._admit(reply):
+            self._guard(reply, partial(self._take, value))
+
+    def _take(self, value: object) -> None:
+        envelope = Envelope.open(value, max_depth=self._settings.websocket.max_depth)
+        self._parts.metrics.frame_received(envelope.type)
+        if envelope.type not in frames.OPEN_TYPES:
+            # Its own call may be stopped by a client whose token has just run out.
+            self._identity.require(unexpired=envelope.type != "cancel")
+        frame = frames.decode(envelope)
+        if self._has_to_wait(frame):
+            self._held = [*(self._held or ()), frame]
+        else:
+            self._dispatch(frame)
+
+    def _guard(self, reply: ReplyTo | None, act: Callable[[], None]) -> None:
+        """Do what a frame asks for; whatever goes wrong is answered."""
         try:
-            envelope = Envelope.open(value, max_depth=self._settings.websocket.max_depth)
-            self._parts.metrics.frame_received(envelope.type)
-            if envelope.type not in frames.OPEN_TYPES:
-                # Its own call may be stopped by a client whose token has just run out.
-                self._require_principal(unexpired=envelope.type != "cancel")
-            self._dispatch(frames.decode(envelope))
+            act()
             self._errors_in_a_row = 0
         except GatewayError as error:
             self._refuse(error, reply)
@@ -296,6 +266,18 @@ class Conversation:
             self.disconnect(CloseCode.TOO_MANY_REQUESTS, "too many frames")
         return False
 
+    def _has_to_wait(self, frame: frames.ClientFrame) -> bool:
+        """Whether a frame is held until the connection has a place; a `resume` may get it one."""
+        if self._has_begun or isinstance(frame, frames.Ping | frames.StatusRequest | frames.Auth):
+            return False
+        if self._held is None and isinstance(frame, frames.Resume):
+            user = self._identity.require().user
+            outlet = self._parts.sessions.outlet_of(frame.session, user)
+            if outlet is not None:
+                self._sink.come_first()
+                outlet.replaced()
+        return not self._has_begun
+
     def _call(self, frame: frames.ToolCall, principal: Principal) -> None:
         wait = self._parts.limits.try_call(principal.user)
         if wait:
@@ -313,58 +295,41 @@ class Conversation:
             case frames.ListTools():
                 self._list_tools(frame)
             case frames.ToolCall():
-                self._call(frame, self._require_principal())
+                self._call(frame, self._identity.require())
             case frames.Cancel():
                 self._session.cancel(frame.reply)
             case frames.Subscribe():
-                self._session.subscribe(frame, self._require_principal())
+                self._session.events.subscribe(frame, self._identity.require())
             case frames.Unsubscribe():
-                self._session.unsubscribe(frame)
+                self._session.events.unsubscribe(frame)
             case frames.Publish():
-                self._session.publish(frame, self._require_principal())
+                self._session.events.publish(frame, self._identity.require())
             case frames.Resume():
-                self._resume(frame, self._require_principal())
-
-    def _require_principal(self, *, unexpired: bool = True) -> Principal:
-        if self._principal is None:
-            raise AuthRequired("Authentication required: send an auth frame with a token first")
-        if unexpired and time.time() > self._principal.expires_at + self._settings.auth.leeway:
-            raise TokenExpired("the token has expired: send an auth frame with a new one")
-        return self._principal
+                self._resume(frame, self._identity.require())
 
     def _authenticate(self, frame: frames.Auth) -> None:
         try:
-            principal = self._proved_by(frame.token)
+            principal = self._identity.prove(frame.token)
         except (AuthFailed, PermissionDenied) as error:
             self._log(logging.WARNING, "refused credentials", code=error.code, credentials="frame")
             self._parts.audit.auth(self._actor(), credentials="frame", outcome=error.code)
             self._emit(frames.Error(error), frame.reply)
-            self._failed_auths += 1
-            if self._failed_auths >= self._settings.auth.max_attempts:
+            if self._identity.has_failed_too_often:
                 self.disconnect(CloseCode.INVALID_TOKEN, "too many failed authentications")
             return
         one_too_many = self._sink.identify(principal.user)
         if one_too_many is not None:
             self.disconnect(CloseCode.CONNECTION_LIMIT, one_too_many)
             return
+        self._identity.accept(principal)
         self._belongs_to(principal)
         self._credentials = "frame"
-        self._failed_auths = 0
-        if self._auth_deadline is not None:
-            self._auth_deadline.cancel()
-            self._auth_deadline = None
         self._log(logging.INFO, "authenticated", credentials="frame")
         self._parts.audit.auth(self._actor(), credentials="frame")
         self._emit(self._status("Authenticated", asked=True), frame.reply)
 
-    def _proved_by(self, token: str) -> Principal:
-        principal = self._parts.tokens.verify(token)
-        if self._principal is not None and principal.user != self._principal.user:
-            raise PermissionDenied("this connection belongs to another user: open a new one")
-        return principal
-
     def _list_tools(self, frame: frames.ListTools) -> None:
-        listed = self._parts.gateway.list_tools(self._require_principal(), frame.server_id)
+        listed = self._parts.gateway.list_tools(self._identity.require(), frame.server_id)
         tools: list[Mapping[str, Any]] = []
         for server_id, tool in listed:
             entry: dict[str, Any] = {"serverId": server_id, "name": tool.name}
@@ -380,28 +345,19 @@ class Conversation:
 
     def _belongs_to(self, principal: Principal) -> None:
         self._anonymous = None
-        first = self._principal is None or self._session.principal is None
-        self._principal = principal
-        self._watch_expiry(principal)
         self._session.principal = principal
         self._session.actor = self._actor()
-        if first:
-            self._parts.sessions.add(self._session)
-            self._tell_user("user.connected")
+        if not self._has_begun and self._sink.has_place:
+            self._begin()
 
-    def _watch_expiry(self, principal: Principal) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-        left = principal.expires_at + self._settings.auth.leeway - time.time()
-        self._expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._expired)
+    def _begin(self) -> None:
+        """The connection is a user's, and may stay: now others hear of it, and its session can be resumed."""
+        self._has_begun = True
+        self._parts.sessions.add(self._session)
+        self._tell_user("user.connected")
 
     def _expired(self) -> None:
-        # The wall clock may have been set back meanwhile: the token decides, not the timer.
-        principal = self._principal
-        if principal is not None and time.time() < principal.expires_at + self._settings.auth.leeway:
-            self._watch_expiry(principal)
-        else:
-            self.disconnect(CloseCode.TOKEN_EXPIRED, "the token has expired")
+        self.disconnect(CloseCode.TOKEN_EXPIRED, "the token has expired")
 
     def _resume(self, frame: frames.Resume, principal: Principal) -> None:
         if not self._session.is_fresh:
@@ -414,8 +370,7 @@ class Conversation:
             self._parts.sessions.remove(self._session)
             if session.outlet is not None:
                 session.outlet.replaced()
-            session.attach(self, self.client.client_id)
-            session.principal = principal
+            session.attach(self, self.client.client_id, principal)
             session.actor = self._actor()
             session.trace = self.client.trace
             self._session = session
@@ -432,26 +387,19 @@ class Conversation:
     def say_result(self, text: str) -> None:
         """Send what must not be lost."""
         if not self._over:
-            self.frames_out += 1
             self._parts.metrics.frame_sent(frames.type_of(text))
             self._sink.send_result(text)
 
     def say_stream(self, source: str, text: str) -> None:
         """Send what may be dropped."""
         if not self._over:
-            self.frames_out += 1
             self._parts.metrics.frame_sent(frames.type_of(text))
             self._sink.send_stream(source, text)
 
-    def say_event(self, event: Event, text: str) -> None:
-        """Send an event: the newest of its key, or one of a stream."""
-        if not self._over:
-            self.frames_out += 1
-            self._parts.metrics.frame_sent(event.type.name)
-            if event.key:
-                self._sink.send_state(event.key, text, event.channel)
-            else:
-                self._sink.send_stream(event.channel, text)
+    @property
+    def live_reader(self) -> LiveReader:
+        """What takes events as they happen, without a word of the conversation for each."""
+        return self._sink.live_reader
 
     @property
     def has_room(self) -> bool:
@@ -465,7 +413,7 @@ class Conversation:
     def catch_up(self) -> None:
         """The sink has room again: go on with what the client has missed."""
         if not self._over:
-            self._session.catch_up()
+            self._session.events.catch_up()
 
     def replaced(self) -> None:
         """The session goes on through another connection."""
@@ -479,7 +427,7 @@ class Conversation:
             message=message,
             client_id=self.client.client_id,
             session=self._session.id,
-            authenticated=self._principal is not None,
+            authenticated=self._identity.principal is not None,
             user=self.user,
             ping_interval=round(websocket.ping_interval * 1000),
             pong_timeout=round(websocket.pong_timeout * 1000),
@@ -511,13 +459,14 @@ class Conversation:
             self.say_result(encode_result(frame, reply))
 
     def _actor(self) -> Actor:
-        token_id = None if self._principal is None else self._principal.token_id
+        principal = self._identity.principal
+        token_id = None if principal is None else principal.token_id
         return Actor(self.client.remote, self.user, token_id, self.client.client_id)
 
     def _tell_user(self, type_name: str) -> None:
-        if self._principal is not None:
+        if self._has_begun:
             data = {"clientId": self.client.client_id, "kind": "websocket"}
-            self._parts.bus.publish(type_name, data, channel=f"user:{self._principal.user}")
+            self._parts.bus.publish(type_name, data, channel=f"user:{self.user}")
 
     def _no_auth_in_time(self) -> None:
         self._log(logging.WARNING, "no auth in time")

@@ -7,6 +7,7 @@ from mcpgw.access.tokens import Principal
 from mcpgw.bus import Bus
 from mcpgw.errors import PermissionDenied
 from mcpgw.subscriptions import ROOM, Subscription, readable_channels, require_channel
+from mcpgw.wire.deliveries import LiveReader
 from mcpgw.wire.events import Event, Position
 from mcpgw.wire.frames import EventFilter
 
@@ -66,8 +67,8 @@ class CatchUp:
             self._take(event)
         # Nothing was awaited since the look into the log: whatever comes now is given to the listeners.
         if len(replay.events) < limit and self._cursor == self._bus.position:
-            for channel, subscription in self._behind.items():
-                subscription.stop = self._bus.listen(channel, subscription.take)
+            for subscription in self._behind.values():
+                subscription.listen(self._bus)
             self._behind.clear()
 
     def _take(self, event: Event) -> None:
@@ -110,8 +111,16 @@ class EventReader:
         }
 
     def start(self, since: Position | None) -> CatchUp:
-        """What leads from `since`, or from the present state of each channel, to what happens live."""
+        """What leads from `since`, or from the present state of each channel, to what happens live.
+
+        What was missed goes to `deliver`, and what happens live too where `through` was not called.
+        """
         return CatchUp(self._bus, self._subscriptions, since)
+
+    def through(self, reader: LiveReader) -> None:
+        """Give what happens live to `reader`, which is written to like others."""
+        for subscription in self._subscriptions.values():
+            subscription.through(reader)
 
     def stop(self) -> None:
         """Deliver nothing more."""

@@ -23,7 +23,7 @@ from mcpgw.access.permissions import (
 )
 from mcpgw.access.tokens import Principal
 from mcpgw.backends.backend import Backend, LogCallback, ProgressCallback
-from mcpgw.backends.slots import Slots
+from mcpgw.backends.slots import QueuedCallback, Slots
 from mcpgw.backends.status import BackendState, BackendStatus
 from mcpgw.backends.tools import Tool, ToolResult
 from mcpgw.errors import (
@@ -155,7 +155,7 @@ class Gateway:
         *,
         timeout_ms: int | None = None,
         on_started: Callable[[], None],
-        on_queued: Callable[[int], None],
+        on_queued: QueuedCallback,
         on_progress: ProgressCallback,
         on_log: LogCallback,
         trace: CallerTrace | None = None,
@@ -216,7 +216,7 @@ class Gateway:
         arguments: Mapping[str, Any],
         timeout_ms: int | None,
         on_started: Callable[[], None],
-        on_queued: Callable[[int], None],
+        on_queued: QueuedCallback,
         on_progress: ProgressCallback,
         on_log: LogCallback,
     ) -> ToolResult:

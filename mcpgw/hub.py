@@ -2,12 +2,19 @@
 
 A transport reserves a `Place` before it waits for anything, so that no number of connections that arrive at
 once comes past a limit; it adds what drains with `Hub.add`, and gives the place back when the client is gone.
+
+Who comes back from a cut finds its own dead connections in its way, because nobody has told the gateway that
+they are dead. So a connection above its user's limit *waits* for a moment: the user's other connections are
+asked for a sign of life, and whichever is given up leaves its place to the one that waits. There are at most
+as many that wait, and as many that are being closed, as a user may have: nobody holds more than three times
+that number, and all of them count among all.
 """
 
 import asyncio
 import logging
+import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -23,7 +30,8 @@ _MOST_REFUSED = 100
 # Between a reservation and its connection lies an upgrade, which is over at once, or a goodbye.
 _STALE_SECONDS = 60.0
 
-Kind: TypeAlias = Literal["websocket", "sse"]
+Kind: TypeAlias = Literal["websocket", "sse", "echo"]
+State: TypeAlias = Literal["counted", "waiting", "refused", "leaving", "gone"]
 
 
 class Connection(Protocol):
@@ -31,6 +39,9 @@ class Connection(Protocol):
 
     async def drain(self, deadline: float) -> None:
         """Finish what is open until `deadline` (of the loop's clock), say goodbye, and close."""
+
+    def probe(self, seconds: float) -> None:
+        """Ask the client for a sign of life, and close the connection where none comes in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +60,16 @@ class Refusal:
 class HubStatistics:
     """The connections at one moment.
 
-    `by_user` counts those whose user is known, `unidentified` the others. Ages are seconds, 0 where nobody is
+    `by_user` counts those whose user is known, `waiting` those above their user's limit, `closing` those that
+    were told goodbye or are about to be, `unidentified` the others. Ages are seconds, 0 where nobody is
     connected. Frames, `accepted` and `refused` are counted since the gateway started.
     """
 
     connections: int
     by_kind: Mapping[str, int]
     by_user: Mapping[str, int]
+    waiting: int
+    closing: int
     unidentified: int
     newest_age: float
     median_age: float
@@ -69,20 +83,31 @@ class HubStatistics:
 class Place:
     """One connection's place in the count, from before its upgrade to its end; made by `Hub.reserve`.
 
-    Where `refusal` is set, the connection is one too many: tell it so and close it. `frames_in` and
-    `frames_out` are counted by whoever reads and writes the frames. As a context manager it is released when
-    the block is left.
+    Where `refusal` is set, the connection is one too many: tell it so and close it. Where `is_waiting`, it is
+    above its user's limit for the moment: set `on_admitted`, and `give_up` after `server.place_timeout`.
+    `frames_in` and `frames_out` are counted by whoever reads and writes the frames. As a context manager it
+    is released when the block is left.
     """
 
-    __slots__ = ("_hub", "frames_in", "frames_out", "kind", "refusal", "since", "user")
+    __slots__ = (
+        "_hub",
+        "frames_in",
+        "frames_out",
+        "kind",
+        "on_admitted",
+        "refusal",
+        "since",
+        "state",
+        "user",
+    )
 
-    def __init__(
-        self, hub: "Hub", kind: Kind, user: str | None, refusal: Refusal | None, since: float
-    ) -> None:
+    def __init__(self, hub: "Hub", kind: Kind, user: str | None, since: float) -> None:
         self._hub = hub
         self.kind = kind
         self.user = user
-        self.refusal = refusal
+        self.state: State = "counted"
+        self.refusal: Refusal | None = None
+        self.on_admitted: Callable[[], None] | None = None
         self.since = since
         self.frames_in = 0
         self.frames_out = 0
@@ -95,9 +120,32 @@ class Place:
     ) -> None:
         self.release()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the connection is above its user's limit, and a place of that user may still come free."""
+        return self.state == "waiting"
+
     def identify(self, user: str) -> bool:
-        """The connection has proved that it is `user`'s; false where that user has too many (`refusal`)."""
+        """The connection has proved that it is `user`'s; false where that user has too many.
+
+        It then waits for a place, or has its `refusal`.
+        """
         return self._hub.identify(self, user)
+
+    def come_first(self) -> None:
+        """Of those of its user that wait, be the first that is given a place."""
+        self._hub.come_first(self)
+
+    def give_up(self) -> Refusal:
+        """No place has come free: answers what the client is told."""
+        return self._hub.give_up(self)
+
+    def leave(self) -> bool:
+        """The gateway closes the connection: it holds no place of its user any more.
+
+        False where so many of the user's are being closed that this one must not wait for a goodbye.
+        """
+        return self._hub.leave(self)
 
     def release(self) -> None:
         """Give the place back; nothing happens where it is given back already."""
@@ -121,6 +169,11 @@ class Hub:
         self._admitted: set[Place] = set()
         self._turned_away: set[Place] = set()
         self._by_user: Counter[str] = Counter()
+        self._leaving: Counter[str] = Counter()
+        self._waiting: dict[str, deque[Place]] = {}
+        self._probed: dict[str, float] = {}
+        self._unidentified = 0
+        self._echoes = 0
         self._accepted = 0
         self._refused = 0
         self._frames_in = 0
@@ -136,46 +189,88 @@ class Hub:
         """Count a connection before its upgrade is awaited; `user` is None where nobody is proved yet.
 
         The place must be released, also where the connection never comes to be. One that is too many gets a
-        place too, with its `refusal`, and takes nobody else's.
+        place too, with its `refusal`, and takes nobody else's; one above its user's limit may wait.
         """
-        refusal = self._refusal(user)
-        place = Place(self, kind, user, refusal, self._clock())
-        if refusal is None:
-            self._admitted.add(place)
-            self._accepted += 1
-            if user is not None:
-                self._by_user[user] += 1
-        else:
-            self._refused += 1
-            if refusal.can_be_told:
+        place = Place(self, kind, user, self._clock())
+        reason = self._fault(kind, user)
+        if reason is not None:
+            self._refuse(place, reason)
+            if place.refusal is not None and place.refusal.can_be_told:
                 self._turned_away.add(place)
+            return place
+        self._admitted.add(place)
+        self._accepted += 1
+        if user is None or self._by_user[user] < self._settings.max_connections_per_user:
+            self._count(place)
+        else:
+            self._let_wait(place, user)
         return place
 
     def identify(self, place: Place, user: str) -> bool:
-        """Count a place as `user`'s; false where that user has too many, and its `refusal` says so."""
-        if place not in self._admitted or place.refusal is not None:
+        """Count a place as `user`'s; false where that user has too many."""
+        if place not in self._admitted or place.state != "counted":
             return False
         if place.user == user:
             return True
-        if self._by_user[user] >= self._settings.max_connections_per_user:
-            # Until it is closed it is one of all, and not yet one of that user's.
-            place.refusal = Refusal(self._too_many_of_user(), can_be_told=True)
-            self._refused += 1
-            return False
         self._forget_user(place)
         place.user = user
-        self._by_user[user] += 1
-        return True
+        if self._by_user[user] < self._settings.max_connections_per_user:
+            self._by_user[user] += 1
+            return True
+        if len(self._waiting.get(user, ())) < self._settings.max_connections_per_user:
+            self._let_wait(place, user)
+        else:
+            self._refuse(place, self._too_many_of_user())
+        return False
+
+    def come_first(self, place: Place) -> None:
+        """Of those of its user that wait, let `place` be the first that is admitted."""
+        if place.is_waiting and place.user is not None:
+            line = self._waiting[place.user]
+            line.remove(place)
+            line.appendleft(place)
+
+    def give_up(self, place: Place) -> Refusal:
+        """No place has come free for one that waits; until it is closed it is one of all."""
+        self._wait_no_longer(place)
+        if place.refusal is None:
+            self._refuse(place, self._too_many_of_user())
+        assert place.refusal is not None, "it was refused just now"  # noqa: S101
+        return place.refusal
+
+    def leave(self, place: Place) -> bool:
+        """The gateway closes this connection: another of its user may have the place at once.
+
+        Until it is gone it is one of all. False where the user has so many of these that it must go at once.
+        """
+        user = place.user
+        self._wait_no_longer(place)
+        if user is None or place not in self._admitted or place.state == "leaving":
+            return True
+        self._forget_user(place)
+        place.state = "leaving"
+        self._leaving[user] += 1
+        self._admit_next(user)
+        return self._leaving[user] <= self._settings.max_connections_per_user
 
     def release(self, place: Place) -> None:
         """Count a place out; nothing happens where it is out already."""
         self._turned_away.discard(place)
-        if place in self._admitted:
-            self._admitted.discard(place)
-            self._forget_user(place)
+        self._wait_no_longer(place)
         self._frames_in += place.frames_in
         self._frames_out += place.frames_out
         place.frames_in = place.frames_out = 0
+        if place not in self._admitted:
+            return
+        self._admitted.discard(place)
+        self._forget_user(place)
+        if place.user is not None:
+            if place.state == "leaving":
+                self._leaving[place.user] -= 1
+                if not self._leaving[place.user]:
+                    del self._leaving[place.user]
+            place.state = "gone"
+            self._admit_next(place.user)
 
     def sweep(self) -> int:
         """Release places that were reserved and never given back nor used; returns how many.
@@ -200,11 +295,14 @@ class Hub:
         now = self._clock()
         ages = sorted(now - place.since for place in self._admitted)
         kinds = Counter(place.kind for place in self._admitted)
+        states = Counter(place.state for place in self._admitted)
         return HubStatistics(
             connections=len(self._admitted),
-            by_kind={"websocket": kinds["websocket"], "sse": kinds["sse"]},
+            by_kind={"websocket": kinds["websocket"] + kinds["echo"], "sse": kinds["sse"]},
             by_user=dict(self._by_user),
-            unidentified=len(self._admitted) - self._by_user.total(),
+            waiting=states["waiting"],
+            closing=states["leaving"] + states["refused"],
+            unidentified=self._unidentified,
             newest_age=ages[0] if ages else 0.0,
             median_age=median(ages) if ages else 0.0,
             oldest_age=ages[-1] if ages else 0.0,
@@ -245,32 +343,89 @@ class Hub:
 
     # --- the count -----------------------------------------------------------------------------------------
 
-    def _refusal(self, user: str | None) -> Refusal | None:
-        limit = self._settings.max_connections
-        if len(self._admitted) >= limit:
-            reason = f"the gateway has its {limit} connections"
-        elif user is not None and self._by_user[user] >= self._settings.max_connections_per_user:
-            reason = self._too_many_of_user()
-        elif user is None and self._unidentified() >= self._settings.max_unidentified:
-            reason = f"the gateway has its {self._settings.max_unidentified} connections without credentials"
-        else:
-            return None
-        return Refusal(reason, can_be_told=len(self._turned_away) < _MOST_REFUSED)
+    def _fault(self, kind: Kind, user: str | None) -> str | None:
+        """Why a connection is one too many, whoever else goes; None where it is not."""
+        settings = self._settings
+        if len(self._admitted) >= settings.max_connections:
+            return f"the gateway has its {_connections(settings.max_connections)}"
+        if user is None and self._unidentified >= settings.max_unidentified:
+            return f"the gateway has its {_connections(settings.max_unidentified)} without credentials"
+        if kind == "echo" and self._echoes >= settings.max_echo:
+            return f"the gateway has its {_connections(settings.max_echo)} of echo"
+        if user is not None and len(self._waiting.get(user, ())) >= settings.max_connections_per_user:
+            return self._too_many_of_user()
+        return None
 
-    def _unidentified(self) -> int:
-        return len(self._admitted) - self._by_user.total()
+    def _refuse(self, place: Place, reason: str) -> None:
+        place.state = "refused"
+        place.refusal = Refusal(reason, can_be_told=len(self._turned_away) < _MOST_REFUSED)
+        self._refused += 1
+
+    def _count(self, place: Place) -> None:
+        place.state = "counted"
+        if place.kind == "echo":
+            self._echoes += 1
+        if place.user is None:
+            self._unidentified += 1
+        else:
+            self._by_user[place.user] += 1
+
+    def _let_wait(self, place: Place, user: str) -> None:
+        place.state = "waiting"
+        self._waiting.setdefault(user, deque()).append(place)
+        self._probe(user)
+
+    def _wait_no_longer(self, place: Place) -> None:
+        if place.is_waiting and place.user is not None:
+            line = self._waiting[place.user]
+            line.remove(place)
+            if not line:
+                del self._waiting[place.user]
+            place.state = "refused"
+
+    def _admit_next(self, user: str) -> None:
+        """Give a place of `user` that has come free to the first of those that wait for one."""
+        line = self._waiting.get(user)
+        if line is None or self._by_user[user] >= self._settings.max_connections_per_user:
+            return
+        place = line[0]
+        self._wait_no_longer(place)
+        self._count(place)
+        if place.on_admitted is not None:
+            place.on_admitted()
+
+    def _probe(self, user: str) -> None:
+        """Ask every connection of `user` for a sign of life, once in the time that each has to give one."""
+        now = self._clock()
+        if now - self._probed.get(user, -math.inf) < self._settings.probe_timeout:
+            return
+        self._probed[user] = now
+        for connection, place in list(self._connections.items()):
+            if place is not None and place.user == user and place.state == "counted":
+                connection.probe(self._settings.probe_timeout)
 
     def _too_many_of_user(self) -> str:
-        return f"this user has {self._settings.max_connections_per_user} connections: close one first"
+        return f"this user has {_connections(self._settings.max_connections_per_user)}: close one first"
 
     def _forget_user(self, place: Place) -> None:
-        if place.user is not None:
-            self._by_user[place.user] -= 1
-            if not self._by_user[place.user]:
-                del self._by_user[place.user]
+        if place.state != "counted":
+            return
+        if place.kind == "echo":
+            self._echoes -= 1
+        if place.user is None:
+            self._unidentified -= 1
+            return
+        self._by_user[place.user] -= 1
+        if not self._by_user[place.user]:
+            del self._by_user[place.user]
+            self._probed.pop(place.user, None)
 
     def _live(self) -> set[Place]:
         return self._admitted | self._turned_away
+
+
+def _connections(number: int) -> str:
+    return f"{number} connection{'s' * (number != 1)}"
 
 
 async def sweep_every(seconds: float, *sweeps: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ import sys
 import time
 from array import array
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from mcpgw.settings import SessionSettings
 
@@ -11,6 +12,16 @@ _UNNOTICED_SECONDS = 120.0
 """A connection may be dead for so long before the gateway notices: well above the default of any timeout."""
 _MOST_REMEMBERED = 4096
 _REMEMBERED_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEnd:
+    """The end of a call, as text; which tool was called, and what its caller was allowed (`scopes`)."""
+
+    text: str
+    server_id: str
+    tool_name: str
+    scopes: frozenset[str]
 
 
 class SharedLimit:
@@ -43,14 +54,17 @@ class SharedLimit:
 class KeptEnds:
     """The ends of one session's calls, the newest of them: bounded in number and in bytes of memory."""
 
+    __slots__ = ("_kept", "_limit", "_settings", "size")
+
     def __init__(self, settings: SessionSettings) -> None:
         self._settings = settings
-        self._kept: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        # Made with the first end: most sessions have none.
+        self._kept: OrderedDict[str, tuple[float, KeptEnd]] | None = None
         self._limit: SharedLimit | None = None
         self.size = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._kept or ())
 
     def __bool__(self) -> bool:
         return True
@@ -60,22 +74,25 @@ class KeptEnds:
         self._limit = limit
         limit.add(self)
 
-    def keep(self, call_id: str, text: str) -> None:
+    def keep(self, call_id: str, end: KeptEnd) -> None:
         """Keep the end of a call, in the place of an older one of the same id."""
+        if self._kept is None:
+            self._kept = OrderedDict()
         self._drop(call_id)
-        self._kept[call_id] = (time.monotonic(), text)
-        self._count(sys.getsizeof(text))
+        self._kept[call_id] = (time.monotonic(), end)
+        self._count(sys.getsizeof(end.text))
         while len(self._kept) > self._settings.max_results or self.size > self._settings.max_result_bytes:
             self.drop_oldest()
 
-    def get(self, call_id: str) -> str | None:
+    def get(self, call_id: str) -> KeptEnd | None:
         """The end of a call, where it is still kept."""
-        kept = self._kept.get(call_id)
+        kept = None if self._kept is None else self._kept.get(call_id)
         return None if kept is None else kept[1]
 
     def drop_oldest(self) -> None:
         """Forget the end that is kept for the longest time."""
-        self._drop(next(iter(self._kept)))
+        if self._kept:
+            self._drop(next(iter(self._kept)))
 
     def drop_read(self) -> None:
         """Forget what a client whose connection lives must have read by now."""
@@ -88,13 +105,13 @@ class KeptEnds:
         if self._limit is not None:
             self._limit.remove(self)
             self._limit = None
-        self._kept.clear()
+        self._kept = None
         self.size = 0
 
     def _drop(self, call_id: str) -> None:
-        dropped = self._kept.pop(call_id, None)
+        dropped = None if self._kept is None else self._kept.pop(call_id, None)
         if dropped is not None:
-            self._count(-sys.getsizeof(dropped[1]))
+            self._count(-sys.getsizeof(dropped[1].text))
 
     def _count(self, by: int) -> None:
         self.size += by
@@ -109,17 +126,22 @@ class EndedCalls:
     wrong: its client is told that the outcome is unknown, and sends nothing twice.
     """
 
+    __slots__ = ("_forgot_at", "_hashes", "_most", "_next", "_seconds", "_times")
+
     def __init__(self, most: int = _MOST_REMEMBERED, seconds: float = _REMEMBERED_SECONDS) -> None:
         self._most = most
         self._seconds = seconds
-        self._hashes = array("q")
-        self._times = array("d")
+        # Made with the first call.
+        self._hashes: array[int] | None = None
+        self._times: array[float] | None = None
         self._next = 0
         self._forgot_at: float | None = None
 
     def add(self, call_id: str) -> None:
         """A call with this id has ended."""
         now = time.monotonic()
+        if self._hashes is None or self._times is None:
+            self._hashes, self._times = array("q"), array("d")
         if len(self._hashes) < self._most:
             self._hashes.append(hash(call_id))
             self._times.append(now)
@@ -137,6 +159,6 @@ class EndedCalls:
 
         What ended long ago is not in question: a client that did not read for that long was closed.
         """
-        if hash(call_id) in self._hashes:
+        if self._hashes is not None and hash(call_id) in self._hashes:
             return True
         return self._forgot_at is not None and time.monotonic() - self._forgot_at < self._seconds

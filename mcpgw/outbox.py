@@ -8,13 +8,17 @@ of each key waits, and streams lose their oldest. No socket, no loop, no clock: 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import AnyStr, Generic, Literal, TypeAlias
+
+Dropped: TypeAlias = Literal["state", "stream"]
+"""What may be dropped for a slow reader."""
 
 
 @dataclass(slots=True)
-class _Item:
-    """A text with its length in UTF-8. `source` is None for a result, `key` for all but a state."""
+class _Item(Generic[AnyStr]):
+    """A text with its length in bytes. `source` is None for a result, `key` for all but a state."""
 
-    text: str
+    text: AnyStr
     size: int
     source: str | None
     key: str | None
@@ -28,8 +32,8 @@ class _Gap:
     dropped: int
 
 
-class Outbox:
-    """The texts that wait for one reader, in the order in which they were put.
+class Outbox(Generic[AnyStr]):
+    """The texts that wait for one reader, in the order in which they were put: strings, or encoded already.
 
     ==========  ===================================================================================
     results     answers, errors, replies: never dropped, and may pass the limits by themselves
@@ -53,13 +57,21 @@ class Outbox:
         "_max_bytes",
         "_max_frames",
         "_next_position",
+        "_on_drop",
         "_size",
         "_states",
         "_streams",
         "_waiting",
     )
 
-    def __init__(self, max_frames: int, max_bytes: int, lagged: Callable[[str, int], str]) -> None:
+    def __init__(
+        self,
+        max_frames: int,
+        max_bytes: int,
+        lagged: Callable[[str, int], AnyStr],
+        *,
+        on_drop: Callable[[Dropped], None] | None = None,
+    ) -> None:
         """Make an empty box.
 
         Args:
@@ -67,6 +79,7 @@ class Outbox:
             max_bytes: most bytes (UTF-8) that wait, the frames of `lagged` not counted; at least 1.
             lagged: makes the text of a frame from a source and the number of texts dropped of it. It is asked
                 when the frame is about to be taken, perhaps more than once, and must not raise.
+            on_drop: told of each text that is dropped, what it was, to count them.
 
         Raises:
             ValueError: a limit is below 1.
@@ -75,10 +88,11 @@ class Outbox:
             raise ValueError(f"an outbox holds at least 1 frame and 1 byte, not {max_frames} and {max_bytes}")
         self._max_frames = max_frames
         self._max_bytes = max_bytes
-        self._lagged = lagged
+        self._lagged: Callable[[str, int], AnyStr] = lagged
+        self._on_drop = on_drop
         # By position, which only grows. An OrderedDict gives its first entry at once; a dict, from which the
         # front is taken again and again, has to step over everything that stood there.
-        self._waiting: OrderedDict[int, _Item | _Gap] = OrderedDict()
+        self._waiting: OrderedDict[int, _Item[AnyStr] | _Gap] = OrderedDict()
         self._streams: OrderedDict[int, None] = OrderedDict()
         self._states: OrderedDict[str, int] = OrderedDict()
         self._gaps: dict[str, int] = {}
@@ -108,11 +122,11 @@ class Outbox:
         """
         return len(self._waiting) - len(self._gaps) > self._max_frames or self._size > self._max_bytes
 
-    def put_result(self, text: str) -> None:
+    def put_result(self, text: AnyStr) -> None:
         """Add a text that is never dropped: a result, an error, a status, a reply."""
         self._put(_Item(text, utf8_length(text), None, None))
 
-    def put_state(self, key: str, text: str, *, source: str | None = None) -> None:
+    def put_state(self, key: str, text: AnyStr, *, source: str | None = None) -> None:
         """Add the present state of `key`; an older one that still waits gives way.
 
         `source` is what the reader is told where this text has to be dropped, by default `key`.
@@ -122,18 +136,18 @@ class Outbox:
         self._states[key] = self._next_position
         self._put(_Item(text, utf8_length(text), key if source is None else source, key))
 
-    def put_stream(self, source: str, text: str) -> None:
+    def put_stream(self, source: str, text: AnyStr) -> None:
         """Add a text of a stream; `source` is the name of its channel, or ``call:`` and the id of a call."""
         self._streams[self._next_position] = None
         self._put(_Item(text, utf8_length(text), source, None))
 
-    def take(self, max_bytes: int) -> list[str]:
+    def take(self, max_bytes: int) -> list[AnyStr]:
         """Take out the texts that are to be written next, oldest first.
 
         Together they have at most `max_bytes` bytes (UTF-8), or it is one text that alone is longer. The list
         is empty only where nothing waits.
         """
-        texts: list[str] = []
+        texts: list[AnyStr] = []
         left = max_bytes
         while self._waiting:
             position, item = next(iter(self._waiting.items()))
@@ -156,7 +170,7 @@ class Outbox:
             self._forget(position)
         return texts
 
-    def _put(self, item: _Item) -> None:
+    def _put(self, item: _Item[AnyStr]) -> None:
         self._waiting[self._next_position] = item
         self._next_position += 1
         self._size += item.size
@@ -180,6 +194,8 @@ class Outbox:
         assert item.source is not None, "a result is never dropped"  # noqa: S101
         self._size -= item.size
         self._dropped += 1
+        if self._on_drop is not None:
+            self._on_drop("stream" if item.key is None else "state")
         known = self._gaps.get(item.source)
         if known is None:
             gap = _Gap(item.source, 1)
@@ -198,7 +214,9 @@ class Outbox:
         return gap
 
 
-def utf8_length(text: str) -> int:
-    """The length of `text` in bytes of UTF-8; takes no time where it is ASCII."""
+def utf8_length(text: str | bytes) -> int:
+    """The length of `text` in bytes, of UTF-8 where it is a string; takes no time where that is ASCII."""
     # "surrogatepass", because measuring is not the place where half a character is found.
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return (
+        len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    )

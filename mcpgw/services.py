@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from mcpgw.access.configured import configured_tokens
+from mcpgw.access.permissions import require_publish_events
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.audit import Actor, Audit
 from mcpgw.backends.backend import Backend
@@ -18,7 +19,9 @@ from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.bus import Bus, LocalBus
 from mcpgw.bus.log_handler import BusLogHandler
 from mcpgw.config import Config
-from mcpgw.conversation import ClientInfo, Conversation, ConversationParts, ConversationSettings, Sink
+from mcpgw.conversation import Conversation
+from mcpgw.conversation_parts import ClientInfo, ConversationParts, ConversationSettings, Sink
+from mcpgw.deadlines import Deadlines
 from mcpgw.errors import AuthFailed
 from mcpgw.gateway import Gateway
 from mcpgw.hub import Hub, sweep_every
@@ -29,11 +32,35 @@ from mcpgw.rooms import Rooms
 from mcpgw.server_definitions import MEMORY_SERVER, ServerDefinition
 from mcpgw.session_store import SessionStore
 from mcpgw.tracing import Tracing
+from mcpgw.turns import Turns
 from mcpgw.wire import frames
 from mcpgw.wire.events import CHANNELS, EVENT_TYPES
 from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
 
-__all__ = ["Actor", "Principal", "Services", "running_services", "server_definitions"]
+__all__ = [
+    "Actor",
+    "Principal",
+    "Services",
+    "WriterParts",
+    "require_publish_events",
+    "running_services",
+    "server_definitions",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WriterParts:
+    """What those who write to readers share.
+
+    `max_waiting` and `max_waiting_size` are the frames and bytes that may wait for one reader;
+    `write_timeout` the seconds in which a reader for whom something waits has to take something.
+    """
+
+    max_waiting: int
+    max_waiting_size: int
+    write_timeout: float
+    metrics: Metrics
+    turns: Turns
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,7 @@ class Services:
     metrics: Metrics
     audit: Audit
     tracing: Tracing
+    deadlines: Deadlines = field(default_factory=Deadlines)
     started: float = field(default_factory=time.monotonic)
 
     def statistics(self) -> dict[str, Any]:
@@ -63,6 +91,8 @@ class Services:
                 "byKind": dict(hub.by_kind),
                 "byUser": dict(hub.by_user),
                 "unidentified": hub.unidentified,
+                "waiting": hub.waiting,
+                "closing": hub.closing,
                 "newestAgeMs": round(hub.newest_age * 1000),
                 "medianAgeMs": round(hub.median_age * 1000),
                 "oldestAgeMs": round(hub.oldest_age * 1000),
@@ -94,6 +124,18 @@ class Services:
         self, sink: Sink, client: ClientInfo, principal: Principal | None, refused: AuthFailed | None
     ) -> Conversation:
         """A conversation with a client that has just connected."""
+        parts, settings = self._conversations
+        return Conversation(parts, settings, sink, client, principal=principal, refused=refused)
+
+    @cached_property
+    def writer_parts(self) -> WriterParts:
+        """What those who write to readers share."""
+        events, timeout = self.config.events, self.config.websocket.write_timeout
+        return WriterParts(events.max_waiting, events.max_waiting_size, timeout, self.metrics, Turns())
+
+    @cached_property
+    def _conversations(self) -> tuple[ConversationParts, ConversationSettings]:
+        """What all conversations share."""
         settings = ConversationSettings(self.config.auth, self.config.websocket, self.config.sessions)
         parts = ConversationParts(
             self.gateway,
@@ -104,8 +146,9 @@ class Services:
             self.limits,
             self.metrics,
             self.audit,
+            self.deadlines,
         )
-        return Conversation(parts, settings, sink, client, principal=principal, refused=refused)
+        return parts, settings
 
 
 class _Announcer:

@@ -11,8 +11,9 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from mcpgw.access.permissions import may_call
 from mcpgw.access.tokens import Principal
 from mcpgw.audit import Actor, Audit
 from mcpgw.bus import Bus
@@ -24,57 +25,28 @@ from mcpgw.errors import (
     OutcomeUnknown,
     PermissionDenied,
     QueueFull,
-    TooLarge,
     ToolExecutionError,
     UnknownCall,
-    UnknownChannel,
     suggest,
 )
-from mcpgw.event_reader import CatchUp, LogMovedOnError
 from mcpgw.gateway import Gateway
-from mcpgw.kept_ends import EndedCalls, KeptEnds
+from mcpgw.kept_ends import EndedCalls, KeptEnd, KeptEnds
 from mcpgw.logs import log_event
 from mcpgw.metrics import Metrics
 from mcpgw.rooms import Rooms
+from mcpgw.session_events import Outlet, SessionEvents
 from mcpgw.settings import SessionSettings
-from mcpgw.subscriptions import ROOM, Subscription, may_read_channel, require_channel
 from mcpgw.tracing import CallerTrace
 from mcpgw.wire import frames
-from mcpgw.wire.events import Event, Position
+from mcpgw.wire.events import Position
 from mcpgw.wire.frames import ReplyTo, ServerFrame
 
 _LOGGER = logging.getLogger("mcpgw.websocket")
 _LONGEST_SHOWN = 2048
-_STEP = 16
-_LONGEST_PAYLOAD = 65536
 _PROGRESS_PAUSE = 0.2
 """Seconds between two events of a call's progress; its caller gets each one, as frames."""
-_MOST_CHANNELS = 100
 CALL_SOURCE = "call:"
 """What the source of a call's progress begins with, before the call's id."""
-
-
-class Outlet(Protocol):
-    """The connection that a session speaks through at the moment."""
-
-    def say_result(self, text: str) -> None:
-        """Send what must not be lost."""
-
-    def say_stream(self, source: str, text: str) -> None:
-        """Send what may be dropped where the reader is too slow; `source` is told how much was."""
-
-    def say_event(self, event: Event, text: str) -> None:
-        """Send an event."""
-
-    @property
-    def has_room(self) -> bool:
-        """Whether nothing waits: more of what was missed can be sent."""
-
-    def fell_behind(self) -> None:
-        """What was missed is no longer in the log: end this connection."""
-
-    def replaced(self) -> None:
-        """The session goes on through another connection: end this one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,16 +59,37 @@ class _OpenCall:
     on_disconnect: Literal["keep", "cancel"] | None
     started: float
     arguments: Mapping[str, Any]
+    scopes: frozenset[str]
     told_at: float = 0.0
     task: asyncio.Task[None] | None = None
     ended: bool = False
+    hidden: bool = False
+    """Whether the token that the session goes on with may not know of it; it goes on all the same."""
 
 
 class Session:
-    """The calls and subscriptions of one client.
+    """The calls and subscriptions (`events`) of one client.
 
     `outlet` is where it speaks; None while the client is away. `client_id` names it in the log and in events.
     """
+
+    __slots__ = (
+        "_audit",
+        "_bus",
+        "_calls",
+        "_ended",
+        "_gateway",
+        "_has_called",
+        "_max_calls",
+        "_metrics",
+        "_principal",
+        "_tasks",
+        "actor",
+        "ends",
+        "events",
+        "id",
+        "trace",
+    )
 
     def __init__(
         self,
@@ -111,8 +104,7 @@ class Session:
         audit: Audit,
     ) -> None:
         self.id = secrets.token_urlsafe(18)
-        self.client_id = client_id
-        self.outlet: Outlet | None = None
+        self.events = SessionEvents(bus, rooms, client_id=client_id, metrics=metrics)
         self.actor = Actor("", client=client_id)
         self.trace: CallerTrace | None = None
         self._metrics = metrics
@@ -120,16 +112,26 @@ class Session:
         self._principal: Principal | None = None
         self._gateway = gateway
         self._bus = bus
-        self._rooms = rooms
         self._max_calls = max_calls
         self._calls: dict[str, _OpenCall] = {}
         self.ends = KeptEnds(settings)
         self._ended = EndedCalls()
-        self._is_fresh = True
+        self._has_called = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._subscriptions: dict[str, Subscription] = {}
-        self._catching_up: list[CatchUp] = []
-        self._is_stepping = False
+
+    @property
+    def outlet(self) -> Outlet | None:
+        """Where it speaks; None while the client is away."""
+        return self.events.outlet
+
+    @outlet.setter
+    def outlet(self, outlet: Outlet | None) -> None:
+        self.events.outlet = outlet
+
+    @property
+    def client_id(self) -> str:
+        """The client's name in the log and in events; another one after a resume."""
+        return self.events.client_id
 
     @property
     def user(self) -> str | None:
@@ -144,27 +146,37 @@ class Session:
     @principal.setter
     def principal(self, principal: Principal) -> None:
         self._principal = principal
-        for channel, subscription in list(self._subscriptions.items()):
-            subscription.principal = principal
-            if not may_read_channel(principal, channel):
-                # A newer token may grant less than the one that subscribed.
-                self._leave(channel)
-                self._say(frames.Unsubscribed(channel), None)
+        self.events.belong_to(principal)
+        for call in self._calls.values():
+            if not call.hidden and not self._may_know(call):
+                call.hidden = True
+                if self.outlet is not None:
+                    self.outlet.say_result(_denied(call.reply))
+
+    def _may_know(self, call: _OpenCall | KeptEnd) -> bool:
+        """Whether the present token may know of a call that an earlier one of this user has begun.
+
+        It may where it allows all that the earlier one did, or could have made the call itself.
+        """
+        principal = self._principal
+        return principal is not None and (
+            call.scopes <= principal.scopes or may_call(principal, call.server_id, call.tool_name)
+        )
 
     @property
     def open_calls(self) -> tuple[str, ...]:
-        """The ids of the calls that have no end yet."""
-        return tuple(self._calls)
+        """The ids of the calls that have no end yet, as far as the present token may know of them."""
+        return tuple(call_id for call_id, call in self._calls.items() if not call.hidden)
 
     @property
     def channels(self) -> tuple[str, ...]:
         """The channels that are subscribed."""
-        return tuple(self._subscriptions)
+        return self.events.channels
 
     @property
     def is_fresh(self) -> bool:
         """Whether nothing was asked of it yet."""
-        return self._is_fresh
+        return not (self._has_called or self.events.has_subscribed)
 
     # --- calls ---------------------------------------------------------------------------------------------
 
@@ -190,8 +202,9 @@ class Session:
             frame.on_disconnect,
             time.monotonic(),
             frame.params,
+            principal.scopes,
         )
-        self._is_fresh = False
+        self._has_called = True
         self._calls[call.reply.id] = call
         call.task = asyncio.create_task(self._run(call, frame, principal), name=f"call {call.reply.id}")
         self._tasks.add(call.task)
@@ -202,10 +215,13 @@ class Session:
 
         Raises:
             UnknownCall: no open call has this id.
+            PermissionDenied: it is a call that the present token may not know of.
         """
         call = self._calls.get(reply.id)
         if call is None:
-            raise UnknownCall(f"no open call has the id {reply.id!r}{suggest(reply.id, self._calls)}")
+            raise UnknownCall(f"no open call has the id {reply.id!r}{suggest(reply.id, self.open_calls)}")
+        if call.hidden:
+            raise PermissionDenied(_HIDDEN_CALL)
         self._end_call(call, frames.Error(Cancelled("the call was cancelled")), outcome=Cancelled.code)
 
     def cancel_all(self, reason: str) -> None:
@@ -237,8 +253,8 @@ class Session:
             shown = {"arguments": frame.params} if _is_short(frame.params) else {}
             self._publish_call("call.started", data | shown, data)
 
-        def on_queued(position: int) -> None:
-            self._stream(source, frames.Queued(position), call)
+        def on_queued(position: int, retry_after_ms: int | None) -> None:
+            self._stream(source, frames.Queued(position, retry_after_ms), call)
 
         def on_progress(progress: float, total: float | None, message: str | None) -> None:
             update = frames.ToolProgress(call.server_id, call.tool_name, progress, total, message)
@@ -308,10 +324,11 @@ class Session:
             frame, outcome = frames.Error(_NO_JSON), _NO_JSON.code
             text = frames.encode(frame, call.reply)
         self._ended.add(call.reply.id)
-        self.ends.keep(call.reply.id, text)
+        self.ends.keep(call.reply.id, KeptEnd(text, call.server_id, call.tool_name, call.scopes))
         if self.outlet is not None:
             self.ends.drop_read()
-            self.outlet.say_result(text)
+            if not call.hidden:
+                self.outlet.say_result(text)
         if call.task is not None and call.task is not asyncio.current_task():
             call.task.cancel()
         self._tell_end(call, frame, outcome)
@@ -376,114 +393,9 @@ class Session:
             text = frames.encode(frame, call.reply)
         except ValueError:
             return False  # a backend's data that is no JSON: the call itself has its end later
-        if self.outlet is not None:
+        if self.outlet is not None and not call.hidden:
             self.outlet.say_stream(source, text)
         return True
-
-    # --- events --------------------------------------------------------------------------------------------
-
-    def subscribe(self, frame: frames.Subscribe, principal: Principal) -> None:
-        """Answer, then send what was missed or the present state, then all that comes.
-
-        Raises:
-            UnknownChannel: there is no such channel.
-            PermissionDenied: the caller may not read it.
-        """
-        require_channel(principal, frame.channel)
-        if frame.channel not in self._subscriptions and len(self._subscriptions) >= _MOST_CHANNELS:
-            raise QueueFull(f"{_MOST_CHANNELS} channels are subscribed: unsubscribe from one first")
-        if frame.channel.startswith(ROOM):
-            self._rooms.join(frame.channel, self.client_id, principal.user)
-        old = self._subscriptions.pop(frame.channel, None)
-        if old is not None:
-            old.stop()
-        else:
-            self._metrics.subscribed(frame.channel)
-        self._is_fresh = False
-        subscription = Subscription(principal, frame.channel, frame.filter, self._deliver)
-        self._subscriptions[frame.channel] = subscription
-        self._catch_up_from({frame.channel: subscription}, frame.since, frame.reply)
-
-    def unsubscribe(self, frame: frames.Unsubscribe) -> None:
-        """End a subscription, and answer.
-
-        Raises:
-            UnknownChannel: it is not subscribed.
-        """
-        if frame.channel not in self._subscriptions:
-            raise UnknownChannel(
-                f"the channel {frame.channel[:64]!r} is not subscribed{suggest(frame.channel, self.channels)}"
-            )
-        self._leave(frame.channel)
-        self._say(frames.Unsubscribed(frame.channel), frame.reply)
-
-    def _leave(self, channel: str) -> None:
-        self._subscriptions.pop(channel).stop()
-        self._metrics.unsubscribed(channel)
-        if channel.startswith(ROOM):
-            self._rooms.leave(channel, self.client_id)
-
-    def publish(self, frame: frames.Publish, principal: Principal) -> None:
-        """Say something in a room that the client is in, and answer.
-
-        Raises:
-            UnknownChannel: there is no such channel, or it is no room.
-            PermissionDenied: the client is not in the room.
-        """
-        require_channel(principal, frame.channel)
-        if not frame.channel.startswith(ROOM):
-            raise UnknownChannel("only rooms can be published to: room:NAME")
-        if frame.channel not in self._subscriptions:
-            raise PermissionDenied(
-                f"subscribe to {frame.channel!r} first: a room's members alone speak in it"
-            )
-        if len(frames.dumps(frame.payload)) > _LONGEST_PAYLOAD:
-            raise TooLarge(f"a room takes payloads of at most {_LONGEST_PAYLOAD} characters")
-        self._bus.publish(
-            "room.message",
-            {"user": principal.user, "clientId": self.client_id, "payload": frame.payload},
-            channel=frame.channel,
-        )
-        self._say(frames.Published(frame.channel, self._bus.position.offset), frame.reply)
-
-    def _catch_up_from(
-        self, subscriptions: Mapping[str, Subscription], since: Position | None, reply: ReplyTo | None
-    ) -> None:
-        """Answer for each channel, then begin to send what was missed or the present state."""
-        catch_up = CatchUp(self._bus, subscriptions, since)
-        for channel in subscriptions:
-            present = self._rooms.present(channel) if channel.startswith(ROOM) else None
-            recovered = catch_up.recovered is not False
-            self._say(frames.Subscribed(channel, catch_up.position, recovered, present), reply)
-        self._catching_up.append(catch_up)
-        self.catch_up()
-
-    def catch_up(self) -> None:
-        """Go on with what was missed while the outlet has room for it; it calls again when it has."""
-        while self._catching_up and self.outlet is not None and self.outlet.has_room:
-            catch_up = self._catching_up[0]
-            self._is_stepping = True
-            try:
-                catch_up.step(_STEP)
-            except LogMovedOnError:
-                self.outlet.fell_behind()
-                return
-            finally:
-                self._is_stepping = False
-            if catch_up.is_live:
-                self._catching_up.remove(catch_up)
-
-    def _deliver(self, event: Event, text: str) -> None:
-        if self.outlet is None:
-            return
-        if self._is_stepping:
-            self.outlet.say_result(text)  # asked for when there was room: nothing of it may be dropped
-        else:
-            self.outlet.say_event(event, text)
-
-    def _say(self, frame: ServerFrame, reply: ReplyTo | None) -> None:
-        if self.outlet is not None:
-            self.outlet.say_result(frames.encode(frame, reply))
 
     # --- coming and going ----------------------------------------------------------------------------------
 
@@ -495,39 +407,43 @@ class Session:
         self.outlet = None
         default: Literal["keep", "cancel"] = "cancel" if clean else "keep"
         for call in list(self._calls.values()):
-            if (call.on_disconnect or default) == "cancel":
+            # Who may not know of a call does not end it by leaving, either.
+            if (call.on_disconnect or ("keep" if call.hidden else default)) == "cancel":
                 error = Cancelled("the connection was closed")
                 self._end_call(call, frames.Error(error), outcome=error.code)
-        self._fall_silent()
+        self.events.go_away()
 
-    def _fall_silent(self) -> None:
-        self._catching_up.clear()
-        for channel, subscription in self._subscriptions.items():
-            subscription.stop()
-            if channel.startswith(ROOM):
-                self._rooms.leave(channel, self.client_id)
+    def attach(self, outlet: Outlet, client_id: str, principal: Principal) -> None:
+        """Speak through another connection from now on; subscriptions are silent until `replay`.
 
-    def attach(self, outlet: Outlet, client_id: str) -> None:
-        """Speak through another connection from now on; subscriptions are silent until `replay`."""
-        self._fall_silent()
-        self.client_id = client_id
-        self.outlet = outlet
+        The token of that connection decides what of the session it is told.
+        """
+        self.events.go_away()
+        self.events.come_back(outlet, client_id)
+        self._principal = principal
+        self.events.belong_to(principal)
+        for call in self._calls.values():
+            call.hidden = not self._may_know(call)
 
     def replay(self, since: Position | None) -> None:
         """Send every subscribed channel's events behind `since`, in the order of the log."""
-        channels = self.channels
-        for channel in channels:
-            if channel.startswith(ROOM) and self.user is not None:
-                self._rooms.join(channel, self.client_id, self.user)
-        if channels:
-            # Without a position it is not known what was missed: it may be anything.
-            self._catch_up_from(dict(self._subscriptions), since or Position("", 0), None)
+        self.events.replay(since, self.user)
 
     def answer_pending(self, call_ids: Iterable[str]) -> None:
         """Give each of the calls that the client believes open what it misses: nothing while it goes on."""
         for call_id in dict.fromkeys(call_ids):
-            if call_id not in self._calls and self.outlet is not None:
-                self.outlet.say_result(self.ends.get(call_id) or self._unknown(call_id))
+            text = self._missed(call_id)
+            if text is not None and self.outlet is not None:
+                self.outlet.say_result(text)
+
+    def _missed(self, call_id: str) -> str | None:
+        call = self._calls.get(call_id)
+        if call is not None:
+            return _denied(call.reply) if call.hidden else None
+        kept = self.ends.get(call_id)
+        if kept is None:
+            return self._unknown(call_id)
+        return kept.text if self._may_know(kept) else _denied(ReplyTo(call_id))
 
     def forget_past(self) -> None:
         """An earlier session of this client is gone: what it has received is not known any more."""
@@ -547,11 +463,15 @@ class Session:
         """The client will not come back: cancel what runs, leave every channel."""
         self.outlet = None
         self.cancel_all("the client did not come back")
-        self._fall_silent()
-        for channel in self._subscriptions:
-            self._metrics.unsubscribed(channel)
-        self._subscriptions.clear()
+        self.events.end()
         self.ends.clear()
+
+
+_HIDDEN_CALL = "the token does not allow this call: come back with the one that began it"
+
+
+def _denied(reply: ReplyTo) -> str:
+    return frames.encode(frames.Error(PermissionDenied(_HIDDEN_CALL)), reply)
 
 
 _PROGRESS = ("progress", "total", "message")

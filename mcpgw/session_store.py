@@ -5,6 +5,7 @@ from collections import Counter, OrderedDict
 
 from mcpgw.kept_ends import SharedLimit
 from mcpgw.session import Session
+from mcpgw.session_events import Outlet
 from mcpgw.settings import SessionSettings
 
 
@@ -66,6 +67,11 @@ class SessionStore:
             del self._parked[session_id]
         self._live[session_id] = session
         return session
+
+    def outlet_of(self, session_id: str, user: str) -> Outlet | None:
+        """The connection that a session of `user` speaks through now; None where there is none."""
+        session = self._live.get(session_id)
+        return None if session is None or session.user != user else session.outlet
 
     def sweep(self) -> None:
         """Forget the ends of calls that clients whose connections live have read long ago."""

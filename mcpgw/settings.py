@@ -118,14 +118,37 @@ class ServerSettings:
     )
     max_connections_per_user: int = _setting(
         10,
-        "Most WebSockets and event streams of one user; one more is told so and closed with 3504.",
+        "Most WebSockets and event streams of one user; one more waits for `place_timeout`, then is told so "
+        "and closed with 3504.",
         unit="connections",
         minimum=1,
         maximum=1_000_000,
     )
+    place_timeout: float = _setting(
+        3.0,
+        "Time that a connection above its user's limit has to resume a session of one of the others, or "
+        "waits for the place of one that is found dead.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=60,
+    )
+    probe_timeout: float = _setting(
+        2.0,
+        "Time that a user's other connections then have to give a sign of life; at most place_timeout.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=60,
+    )
     max_unidentified: int = _setting(
         100,
         "Most of them that have not proved a user: strangers cannot take every place.",
+        unit="connections",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    max_echo: int = _setting(
+        10,
+        "Most sockets of `/ws/echo`, which ask for no credentials.",
         unit="connections",
         minimum=1,
         maximum=1_000_000,
@@ -415,7 +438,7 @@ class EventSettings:
     )
     log_size: int = _setting(
         10_000,
-        "Events that the log holds for readers who come back.",
+        "Events of each kind of channel that the log holds for readers who come back.",
         unit="events",
         minimum=1,
         maximum=1_000_000,
@@ -425,7 +448,7 @@ class EventSettings:
     )
     log_bytes: int = _setting(
         64 * MEBIBYTE,
-        "Bytes of the events that the log holds; the oldest leave it first.",
+        "Bytes of all events that the log holds; of the kind that has most the oldest leave first.",
         unit="bytes",
         minimum=1024,
         maximum=64 * 1024 * MEBIBYTE,

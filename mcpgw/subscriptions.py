@@ -1,16 +1,20 @@
 """Who may read which channel, and one reader's view of it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 
-from mcpgw.access.permissions import is_admin, may_join_room, may_read_events
+from mcpgw.access.permissions import is_admin, may_join_room, may_read_calls, may_read_events
 from mcpgw.access.tokens import Principal
+from mcpgw.bus import Bus
 from mcpgw.errors import PermissionDenied, UnknownChannel, suggest
+from mcpgw.wire.deliveries import Delivery, Encoding, LiveReader
 from mcpgw.wire.events import CHANNELS, LEVELS, Event, channel_base
 from mcpgw.wire.frames import EventFilter
 
 ROOM = "room:"
 _USER = "user:"
-_OWNED = frozenset({"calls"})  # an event without an owner is nobody's there: only admins see it
+_OWNED = frozenset({"calls"})  # an event without an owner is nobody's there: only who sees all sees it
 
 
 def require_channel(principal: Principal, channel: str) -> None:
@@ -35,6 +39,8 @@ def may_read_channel(principal: Principal, channel: str) -> bool:
     if base == _USER:
         is_own = channel == f"{_USER}{principal.user}"
         return is_admin(principal) or (is_own and may_read_events(principal))
+    if base in _OWNED and may_read_calls(principal):
+        return True
     return base is not None and may_read_events(principal)
 
 
@@ -44,19 +50,90 @@ def readable_channels(principal: Principal) -> tuple[str, ...]:
     return tuple(channel for channel in named if may_read_channel(principal, channel))
 
 
-def visible_text(principal: Principal, event: Event) -> str | None:
-    """The event as `principal` may see it; None where it may not be seen at all."""
-    if event.type.admin_only and not is_admin(principal):
-        return None
-    if event.owner is None and event.channel not in _OWNED:
-        return event.text()
-    if event.owner is not None and event.owner == principal.user:
-        return event.text()
-    return event.text(full=False) if is_admin(principal) else None
+@dataclass(frozen=True, slots=True)
+class View:
+    """What decides which events of one channel a reader may see, and how much of them.
+
+    `user` is whose events are seen whole, on channels whose events have owners; `sees_all` whether those of
+    the others are seen too, without what only their owners may see.
+    """
+
+    is_admin: bool
+    sees_all: bool
+    user: str | None
+
+    @classmethod
+    def of(cls, principal: Principal, channel: str) -> "View":
+        """The view that `principal` has of `channel`."""
+        if channel in _OWNED:
+            return cls(is_admin(principal), may_read_calls(principal), principal.user)
+        return cls(is_admin(principal), is_admin(principal), None)
+
+    def text(self, event: Event) -> str | None:
+        """The event as it may be seen; None where it may not be seen at all."""
+        if event.type.admin_only and not self.is_admin:
+            return None
+        if event.owner is None and event.channel not in _OWNED:
+            return event.text()
+        if event.owner is not None and event.owner == self.user:
+            return event.text()
+        return event.text(full=False) if self.sees_all else None
+
+
+def _uncounted(_type_name: str, _count: int) -> None:
+    """Nobody counts what these readers are given."""
+
+
+@dataclass(frozen=True, slots=True)
+class SameView:
+    """The audience of all who see the same of a channel, want the same of it, and are written to alike.
+
+    `count` is told the type of each event and to how many readers it went.
+    """
+
+    view: View
+    filter: EventFilter
+    encoding: Encoding
+    count: Callable[[str, int], None] = field(default=_uncounted, compare=False)
+
+    @property
+    def owner(self) -> str | None:
+        """Whose events alone are seen."""
+        return None if self.view.sees_all else self.view.user
+
+    def prepare(self, event: Event) -> Delivery | None:
+        """The event as these readers are given it; None where they do not want it or may not see it."""
+        if not is_wanted(self.filter, event) or (text := self.view.text(event)) is None:
+            return None
+        return Delivery(event, text, self.encoding.encode(event, text))
+
+    def delivered(self, event: Event, count: int) -> None:
+        """Count what was given."""
+        self.count(event.type.name, count)
 
 
 class Subscription:
-    """One reader's view of one channel; `deliver` is given each event with its text, in order."""
+    """One reader's view of one channel.
+
+    `deliver` is given each event with its text, in order. Once the subscription listens, `reader` is given
+    them in its place, where there is one: it shares what is prepared with all whose view is the same.
+    Of what was missed, nothing up to the offset `begins` is given: nobody hears what was said in a room
+    before they came in.
+    """
+
+    __slots__ = (
+        "_bus",
+        "_count",
+        "_deliver",
+        "_end",
+        "_principal",
+        "_reader",
+        "_view",
+        "begins",
+        "channel",
+        "filter",
+        "stop",
+    )
 
     def __init__(
         self,
@@ -64,29 +141,76 @@ class Subscription:
         channel: str,
         event_filter: EventFilter,
         deliver: Callable[[Event, str], None],
+        *,
+        reader: LiveReader | None = None,
+        count: Callable[[str, int], None] = _uncounted,
     ) -> None:
         self.channel = channel
-        self.principal = principal
+        self.begins = 0
         self.filter = event_filter
         self.stop: Callable[[], None] = _nothing
+        self._principal = principal
+        self._view = View.of(principal, channel)
         self._deliver = deliver
-        self._levels = None if event_filter.min_level is None else _levels_from(event_filter.min_level)
+        self._reader = reader
+        self._count = count
+        self._bus: Bus | None = None
+        self._end: Callable[[], None] = _nothing
+
+    @property
+    def principal(self) -> Principal:
+        """Who reads; a newer token of theirs may let them see more or less from then on."""
+        return self._principal
+
+    @principal.setter
+    def principal(self, principal: Principal) -> None:
+        self._principal = principal
+        view = View.of(principal, self.channel)
+        if view != self._view:
+            self._view = view
+            if self._bus is not None:
+                self.listen(self._bus)
+
+    def through(self, reader: LiveReader | None) -> None:
+        """Give events that happen to another reader, as soon as the subscription listens again."""
+        self._reader = reader
 
     def take(self, event: Event) -> None:
         """Pass an event on, where the reader wants it and may see it."""
-        if self._wanted(event) and (text := visible_text(self.principal, event)) is not None:
+        if event.position.offset <= self.begins:
+            return
+        if is_wanted(self.filter, event) and (text := self._view.text(event)) is not None:
             self._deliver(event, text)
 
-    def _wanted(self, event: Event) -> bool:
-        wanted = self.filter
-        if wanted.types is not None and event.type.name not in wanted.types:
-            return False
-        if wanted.servers is not None and event.data.get("serverId", "") not in wanted.servers:
-            return False
-        level = event.data.get("level")
-        return self._levels is None or level is None or level in self._levels
+    def listen(self, bus: Bus) -> None:
+        """Pass on what happens from now on, until `stop` is called."""
+        self._end()
+        if self._reader is None:
+            self._end = bus.listen(self.channel, self.take)
+        else:
+            audience = SameView(self._view, self.filter, self._reader.encoding, self._count)
+            self._end = bus.listen(self.channel, self._reader.send_event, audience)
+        self._bus = bus
+        self.stop = self._stop_listening
+
+    def _stop_listening(self) -> None:
+        self._bus = None
+        self._end()
+        # What leads back to the reader, or here, would keep both.
+        self._end = self.stop = _nothing
 
 
+def is_wanted(wanted: EventFilter, event: Event) -> bool:
+    """Whether a filter lets an event pass."""
+    if wanted.types is not None and event.type.name not in wanted.types:
+        return False
+    if wanted.servers is not None and event.data.get("serverId", "") not in wanted.servers:
+        return False
+    level = event.data.get("level")
+    return wanted.min_level is None or level is None or level in _levels_from(wanted.min_level)
+
+
+@cache
 def _levels_from(lowest: str) -> frozenset[str]:
     return frozenset(LEVELS[LEVELS.index(lowest) :])
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,24 @@ class LiveGateway:
 
 
 StartGateway = Callable[..., Awaitable[LiveGateway]]
+
+
+def as_utf8(value: Any) -> Any:
+    """A report's value (dicts, lists, tuples, texts, numbers), the lone surrogates of its texts escaped."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        case dict():
+            return {as_utf8(key): as_utf8(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return type(value)(as_utf8(inner) for inner in value)
+    return value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Make what a test logged fit for pytest-xdist's pipe, which ends the whole run at a lone surrogate."""
+    return as_utf8((yield))
 
 
 @pytest.fixture

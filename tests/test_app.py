@@ -336,11 +336,12 @@ async def test_a_flood_of_connections_leaves_the_gateway_as_it_was(shared_gatewa
     assert (await fetch(shared_gateway.url, "/healthz")).status == 200
 
 
+@pytest.mark.xdist_group("load")
 @pytest.mark.gen_test(timeout=30)
 async def test_without_file_descriptors_it_serves_on_and_does_not_spin(
     gateway_process: Callable[..., GatewayProcess],
 ) -> None:
-    gateway = gateway_process()
+    gateway = gateway_process(configuration="[memory]\nenabled = false\n")
     resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (96, 96))
     early = await SocketClient.connect(gateway.socket_url, token=gateway.token())
     await early.receive()

@@ -26,6 +26,7 @@ import mcpgw
 from mcpgw.cli import main
 from mcpgw.cli.exit_codes import MEANINGS
 from tests.support.gateway_process import GatewayProcess, wait_until
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -117,12 +118,6 @@ def ended(process: "subprocess.Popen[Any]") -> Iterator[None]:
         if process.poll() is None:
             process.kill()
             process.wait(10)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 # --- the gateway's own commands -----------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -36,10 +35,11 @@ from mcpgw.errors import CloseCode
 from mcpgw.session import Session
 from tests.conftest import LiveGateway, StartGateway
 from tests.support.gateway_process import ALL_SCOPES, GatewayProcess
+from tests.support.ports import free_port
 from tests.support.proxy import Direction, Proxy
 from tests.support.waiting import until
 
-COUNTING_SERVER = Path(__file__).parent / "servers" / "counting_server.py"
+COUNTING_SERVER = Path(__file__).parent / "servers" / "slow_server.py"
 ROOMS = (*ALL_SCOPES, "rooms:join")
 
 
@@ -358,12 +358,6 @@ async def test_a_subscription_ends_with_its_block_or_with_its_iterator(start_gat
 
 
 # --- a gateway that begins anew -----------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -236,6 +236,10 @@ def test_references_that_cannot_be_replaced_name_variable_and_place_but_no_value
             "websocket.pong_timeout: 10 seconds is longer than websocket.ping_interval (5 seconds)",
         ),
         (
+            "[server]\nplace_timeout = 1\n",
+            "server.probe_timeout: 2 seconds is longer than server.place_timeout (1 seconds)",
+        ),
+        (
             "[backends]\nretry_initial = 60\n",
             (
                 "mcpgw.toml: [backends] retry_initial: 60 seconds is longer than "

@@ -322,7 +322,26 @@ call_data = st.fixed_dictionaries(
         "params": st.fixed_dictionaries({"key": frame_ids}),
     }
 )
+channel_data = st.fixed_dictionaries(
+    {"channel": st.sampled_from(["servers", "calls", "user:ann", "user:bob", "room:a", "room:-", "nosuch"])},
+    optional={
+        "since": st.sampled_from(["0123456789abcdef-1", "nonsense", ""]),
+        "payload": st.none() | st.floats(allow_nan=False) | st.text(max_size=5),
+        "filter": st.fixed_dictionaries(
+            {}, optional={"types": st.just(["call.started"]), "minLevel": frame_ids}
+        ),
+    },
+)
+resume_data = st.fixed_dictionaries(
+    {"session": st.text(max_size=5), "pending": st.lists(frame_ids, max_size=3)},
+    optional={"since": st.sampled_from(["0123456789abcdef-1", "nonsense"])},
+)
 sane_frames = st.one_of(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["subscribe", "unsubscribe", "publish"]), "id": st.just("of a channel")},
+        optional={"data": channel_data},
+    ),
+    st.fixed_dictionaries({"type": st.just("resume"), "data": resume_data}),
     st.fixed_dictionaries({"type": st.sampled_from(["ping", "cancel"]), "id": frame_ids}),
     st.fixed_dictionaries({"type": st.just("status"), "request_id": frame_ids}),
     st.fixed_dictionaries({"type": st.just("tool_call"), "id": frame_ids, "data": call_data}),
@@ -341,7 +360,7 @@ anything = sane_frames | json_values | st.text(max_size=40) | st.binary(max_size
 @given(messages=st.lists(anything, max_size=15))
 def test_no_sequence_of_messages_raises_or_gives_a_call_two_ends(messages: list[object]) -> None:
     async def run() -> None:
-        talk = Talk(websocket=WebSocketSettings(max_calls=2))
+        talk = Talk(websocket=WebSocketSettings(max_calls=2), scopes=("admin",))
         talk.recorder.take()
         begun: dict[str, int] = {}
         ends: dict[str, int] = {}
@@ -360,6 +379,12 @@ def test_no_sequence_of_messages_raises_or_gives_a_call_two_ends(messages: list[
             if frame["type"] == "tool_response" or (frame["type"] == "error" and frame.get("id") in begun):
                 ends[frame["id"]] = ends.get(frame["id"], 0) + 1
         cancels = sum(isinstance(m, dict) and m.get("type") == "cancel" for m in messages)
+        # What is pending and was never begun has an end, too.
+        cancels += sum(
+            len(set(m["data"]["pending"]))
+            for m in messages
+            if isinstance(m, dict) and m.get("type") == "resume" and "pending" in m["data"]
+        )
         for key, count in begun.items():
             # Each call that was begun has one end; a cancel that found no call has an error of its own.
             assert count <= ends[key] <= count + cancels

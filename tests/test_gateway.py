@@ -47,7 +47,7 @@ async def call(
         tool,
         arguments,
         on_started=lambda: None,
-        on_queued=lambda _: None,
+        on_queued=lambda _position, _wait: None,
         on_progress=lambda *_: None,
         on_log=lambda *_: None,
         **options,

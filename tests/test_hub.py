@@ -28,11 +28,15 @@ class Stream:
 
     fault: Exception | None = None
     drained: list[float] = field(default_factory=list)
+    probed: list[float] = field(default_factory=list)
 
     async def drain(self, deadline: float) -> None:
         self.drained.append(deadline)
         if self.fault is not None:
             raise self.fault
+
+    def probe(self, seconds: float) -> None:
+        self.probed.append(seconds)
 
 
 @pytest.fixture
@@ -57,10 +61,18 @@ def test_connections_beyond_the_limit_of_all_are_refused_with_the_reason(hub: Hu
 def test_a_user_at_the_limit_is_refused_and_another_is_not(hub: Hub) -> None:
     hub.reserve("websocket", "ann")
     hub.reserve("sse", "ann")
-    refused = hub.reserve("websocket", "ann")
-    assert refused.refusal is not None
-    assert refused.refusal.reason == "this user has 2 connections: close one first"
+    above = hub.reserve("websocket", "ann")
+    assert above.is_waiting
+    assert above.refusal is None
+    assert above.give_up().reason == "this user has 2 connections: close one first"
+    assert (above.refusal is not None, above.is_waiting) == (True, False)
     assert hub.reserve("websocket", "bob").refusal is None
+
+
+def test_a_user_who_may_have_one_connection_is_told_of_one() -> None:
+    hub = Hub(ServerSettings(max_connections_per_user=1))
+    hub.reserve("websocket", "ann")
+    assert hub.reserve("websocket", "ann").give_up().reason == "this user has 1 connection: close one first"
 
 
 def test_a_place_that_is_released_can_be_taken_again_and_is_counted_out_once(hub: Hub) -> None:
@@ -68,17 +80,98 @@ def test_a_place_that_is_released_can_be_taken_again_and_is_counted_out_once(hub
     first.release()
     first.release()
     assert hub.statistics().by_user == {"ann": 1}
-    assert hub.reserve("websocket", "ann").refusal is None
-    assert hub.reserve("websocket", "ann").refusal is not None
+    assert not hub.reserve("websocket", "ann").is_waiting
+    assert hub.reserve("websocket", "ann").is_waiting
 
 
 def test_a_refused_connection_takes_nobody_elses_place(hub: Hub) -> None:
-    for _ in range(3):
+    for _ in range(2):
         hub.reserve("websocket", "ann")
+    waiting = [hub.reserve("websocket", "ann") for _ in range(2)]
     refused = hub.reserve("websocket", "ann")
+    assert refused.refusal is not None, "as many wait as may be"
     refused.release()
-    assert hub.statistics().by_user == {"ann": 2}
+    assert (hub.statistics().by_user, hub.statistics().waiting) == ({"ann": 2}, 2)
+    for place in waiting:
+        place.give_up()
+        place.release()
     assert [hub.reserve("sse", None).refusal is None for _ in range(4)] == [True] * 3 + [False]
+
+
+def test_a_place_that_comes_free_is_given_to_the_first_that_waits_for_one_of_that_user(hub: Hub) -> None:
+    here = [hub.reserve("websocket", "ann") for _ in range(2)]
+    first, second = hub.reserve("websocket", "ann"), hub.reserve("sse", "ann")
+    told: list[str] = []
+    first.on_admitted, second.on_admitted = lambda: told.append("first"), lambda: told.append("second")
+    other = hub.reserve("websocket", "bob")
+    other.release()
+    assert told == []
+    second.come_first()
+    here[0].release()
+    assert told == ["second"]
+    assert hub.statistics().by_user == {"ann": 2}
+    here[1].release()
+    assert (told, hub.statistics().waiting) == (["second", "first"], 0)
+
+
+def test_a_connection_that_is_being_closed_makes_room_for_one_that_waits_and_is_one_of_all(hub: Hub) -> None:
+    here = [hub.reserve("websocket", "ann") for _ in range(2)]
+    waiting = hub.reserve("websocket", "ann")
+    assert here[0].leave()
+    assert not waiting.is_waiting
+    statistics = hub.statistics()
+    assert (statistics.by_user, statistics.closing, statistics.connections) == ({"ann": 2}, 1, 3)
+    assert here[0].leave(), "once is enough"
+    here[0].release()
+    assert (hub.statistics().by_user, hub.statistics().closing) == ({"ann": 2}, 0)
+
+
+def test_a_user_who_has_many_connections_that_are_being_closed_gets_no_goodbye_for_more(clock: Clock) -> None:
+    hub = Hub(ServerSettings(max_connections=100, max_connections_per_user=2), clock=clock)
+    told = []
+    for _ in range(4):
+        place = hub.reserve("websocket", "ann")
+        told.append(place.leave())
+        if not told[-1]:
+            place.release()
+    assert told == [True, True, False, False]
+    assert hub.statistics().connections == 2
+    for _ in range(3):
+        stranger = hub.reserve("websocket", None)
+        for _ in range(2):
+            hub.reserve("websocket", "bob")
+        stranger.identify("bob")
+        stranger.give_up()
+        told.append(stranger.leave())
+    assert told[4:] == [True, True, False], "nor for those that were refused"
+
+
+def test_who_is_above_the_limit_has_the_others_asked_for_a_sign_of_life_once_in_a_while(
+    hub: Hub, clock: Clock
+) -> None:
+    streams = {name: Stream() for name in ("ann", "again", "bob")}
+    for name, user in (("ann", "ann"), ("again", "ann"), ("bob", "bob")):
+        hub.add(streams[name], hub.reserve("websocket", user))
+    hub.reserve("websocket", "ann")
+    assert [streams[name].probed for name in ("ann", "again", "bob")] == [[2.0], [2.0], []]
+    clock.now += 1
+    hub.reserve("websocket", "ann").release()
+    assert streams["ann"].probed == [2.0], "they have been asked and have some time to answer"
+    clock.now += 1.5
+    hub.reserve("websocket", "ann")
+    assert streams["ann"].probed == [2.0, 2.0]
+
+
+def test_echoes_have_a_limit_of_their_own() -> None:
+    hub = Hub(ServerSettings(max_echo=2))
+    places = [hub.reserve("echo", None) for _ in range(3)]
+    assert [place.refusal is None for place in places] == [True, True, False]
+    assert places[2].refusal is not None
+    assert places[2].refusal.reason == "the gateway has its 2 connections of echo"
+    assert hub.statistics().by_kind == {"websocket": 2, "sse": 0}
+    assert hub.reserve("websocket", None).refusal is None
+    places[0].release()
+    assert hub.reserve("echo", None).refusal is None
 
 
 def test_a_place_is_released_when_its_block_is_left_by_a_fault(hub: Hub) -> None:
@@ -118,8 +211,8 @@ def test_a_connection_that_proves_a_user_who_has_too_many_is_refused(hub: Hub) -
     places = [hub.reserve("websocket", None) for _ in range(3)]
     assert [place.identify("ann") for place in places] == [True, True, False]
     refused = places[2]
-    assert refused.refusal is not None
-    assert refused.refusal.reason == "this user has 2 connections: close one first"
+    assert (refused.is_waiting, refused.refusal) == (True, None)
+    assert refused.give_up().reason == "this user has 2 connections: close one first"
     places[0].release()
     assert not refused.identify("ann"), "what was refused stays refused"
     assert hub.statistics().connections == 2, "until it is closed it is one of all"
@@ -157,14 +250,17 @@ def test_a_sweep_releases_places_that_nobody_uses_and_says_so(
     hub: Hub, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     used, forgotten = hub.reserve("websocket", "ann"), hub.reserve("websocket", "ann")
+    for _ in range(3):
+        hub.add(Stream(), hub.reserve("websocket", None))
     told = [hub.reserve("websocket", "ann")]
     hub.add(Stream(), used)
     clock.now += 30
     assert hub.sweep() == 0
     clock.now += 31
-    young = hub.reserve("sse", "bob")
     assert hub.sweep() == 1 + len(told)
     assert "stale places released" in caplog.text
+    young = hub.reserve("sse", "bob")
+    assert hub.sweep() == 0
     assert hub.statistics().by_user == {"ann": 1, "bob": 1}
     forgotten.release()
     young.release()
@@ -219,7 +315,7 @@ async def test_sweeps_are_done_again_and_again_until_they_are_cancelled() -> Non
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["reserve", "identify", "release"]),
+            st.sampled_from(["reserve", "identify", "release", "leave", "come_first", "give_up"]),
             st.sampled_from(["ann", "bob", "cyd", None]),
             st.integers(0, 30),
         ),
@@ -236,17 +332,27 @@ def test_no_order_of_coming_and_going_breaks_a_limit_or_loses_a_place(
             places.append(hub.reserve("websocket", user))
         elif places and step == "identify" and user is not None:
             places[number % len(places)].identify(user)
-        elif places and step == "release":
-            places[number % len(places)].release()
+        elif places and step == "give_up":
+            if (place := places[number % len(places)]).is_waiting:
+                place.give_up()
+        elif places and step in ("release", "leave", "come_first"):
+            getattr(places[number % len(places)], step)()
         statistics = hub.statistics()
         assert statistics.connections <= 6
         assert all(0 < count <= 3 for count in statistics.by_user.values())
-        assert statistics.connections == sum(statistics.by_user.values()) + statistics.unidentified
+        assert statistics.connections == (
+            sum(statistics.by_user.values())
+            + statistics.waiting
+            + statistics.closing
+            + statistics.unidentified
+        )
+        waiting = {place.user for place in places if place.is_waiting}
+        assert all(statistics.by_user.get(str(user)) == 3 for user in waiting), "no free place waits"
         assert statistics.unidentified >= 0
     for place in places:
         place.release()
     statistics = hub.statistics()
-    assert (statistics.connections, statistics.by_user) == (0, {})
+    assert (statistics.connections, statistics.by_user, statistics.unidentified) == (0, {}, 0)
     assert statistics.accepted + statistics.refused >= len(places)
 
 

@@ -66,6 +66,7 @@ async def calls_of_one_socket(gateway: GatewayProcess, number: int) -> None:
     await client.leave()
 
 
+@pytest.mark.xdist_group("load")
 @pytest.mark.gen_test(timeout=90)
 async def test_five_hundred_calls_over_fifty_sockets_are_answered_each_with_its_own(
     gateway_process: Callable[..., GatewayProcess],

@@ -15,6 +15,7 @@ from tests.conftest import LiveGateway, StartGateway
 from tests.support.backends import SERVERS, connected, methods, recorded
 from tests.support.gateway_process import wait_until
 from tests.support.node import node_22
+from tests.support.ports import free_port
 from tests.support.socket_client import Frame, SocketClient, tool_call
 from tests.support.waiting import until
 
@@ -61,8 +62,7 @@ class HttpServer:
     def __init__(self, mode: str, output: Path) -> None:
         self.mode = mode
         self.output = output
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,6 +87,8 @@ class HttpServer:
             self.process.wait(10)
 
     def _listens(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.output.read_text()
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -123,6 +125,7 @@ def everything(http_server: Callable[[str], HttpServer], tmp_path: Path) -> Call
 
 async def tool_names(client: SocketClient, server: str) -> set[str]:
     frame = await client.request({"type": "list_tools", "id": "list", "data": {"serverId": server}})
+    assert "tools" in frame["data"], frame
     return {tool["name"] for tool in frame["data"]["tools"]}
 
 

@@ -20,7 +20,7 @@ def lagged(source: str, dropped: int) -> str:
     return f"<{source} lost {dropped}>"
 
 
-def make_box(max_frames: int = 4, max_bytes: int = 1000) -> Outbox:
+def make_box(max_frames: int = 4, max_bytes: int = 1000) -> Outbox[str]:
     """A small box."""
     return Outbox(max_frames, max_bytes, lagged)
 

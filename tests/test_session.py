@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpgw.kept_ends import EndedCalls, KeptEnds, SharedLimit
+from mcpgw.errors import CloseCode
+from mcpgw.kept_ends import EndedCalls, KeptEnd, KeptEnds, SharedLimit
 from mcpgw.settings import SessionSettings
 from tests.support.gateway_process import ALL_SCOPES
-from tests.support.talk import Frame, Talk, code_of, text_result
+from tests.support.talk import TOKENS, Frame, Talk, code_of, text_result
 
 EVERYTHING = (*ALL_SCOPES, "rooms:join")
 
@@ -231,6 +232,149 @@ async def test_a_weaker_token_does_not_go_on_with_what_it_may_not_read() -> None
     assert first.rooms.present("room:tea") == ()
 
 
+WEAK = ("events:read", "tools:call:elsewhere")
+
+
+@pytest.mark.gen_test
+async def test_a_weaker_token_is_given_no_end_that_it_could_not_have_asked_for() -> None:
+    first = Talk()
+    for key in ("ended", "open"):
+        first.call(key)
+        await first.gateway.started(key)
+    first.gateway.release("ended", "secret")
+    await first.frames()
+    first.cut()
+    weak = first.again(scopes=WEAK)
+    status, *ends = weak.resume(first.session, "ended", "open", "never")
+    assert (status["data"]["resumed"], status["data"]["openCalls"]) == (True, [])
+    assert [(frame["id"], code_of(frame)) for frame in ends] == [
+        ("ended", "permission_denied"),
+        ("open", "permission_denied"),
+        ("never", "outcome_unknown"),
+    ]
+    first.gateway.callbacks["open"][0](1, 2, "a secret")
+    (refused,) = weak.say({"type": "cancel", "id": "open"})
+    assert code_of(refused) == "permission_denied"
+    first.gateway.release("open", "secret")
+    await first.gateway.settled("open")
+    assert weak.recorder.take() == [], "neither progress nor the end"
+    assert first.gateway.cancelled == []
+    # With the token that began them, or one like it, both are there as they were.
+    weak.cut()
+    strong = first.again()
+    ends = strong.resume(first.session, "ended", "open")[1:]
+    assert [(frame["id"], frame["data"]["result"]) for frame in ends] == [
+        ("ended", "secret"),
+        ("open", "secret"),
+    ]
+
+
+@pytest.mark.gen_test
+async def test_a_weaker_token_that_leaves_does_not_stop_the_calls_of_the_stronger() -> None:
+    first = Talk()
+    first.call("open")
+    first.call("goes", onDisconnect="cancel")
+    for key in ("open", "goes"):
+        await first.gateway.started(key)
+    first.conversation.disconnect(CloseCode.NO_PONG, "asleep")
+    weak = first.again(scopes=WEAK)
+    assert weak.resume(first.session)[0]["data"]["resumed"] is True
+    weak.conversation.lost(1000)
+    await asyncio.sleep(0)
+    assert first.gateway.cancelled == ["goes"]
+    strong = first.again()
+    assert strong.resume(first.session, "open")[0]["data"]["openCalls"] == ["open"]
+
+
+@pytest.mark.gen_test
+async def test_a_call_that_a_renewed_token_does_not_allow_ends_for_its_client_at_once() -> None:
+    talk = Talk()
+    talk.call("open")
+    await talk.gateway.started("open")
+    weaker = TOKENS.issue(user="ann", scopes=WEAK, ttl=60)
+    ended, status = talk.say({"type": "auth", "id": "a", "data": {"token": weaker}})
+    assert (ended["id"], code_of(ended)) == ("open", "permission_denied")
+    assert (status["id"], status["data"]["authenticated"]) == ("a", True)
+    stronger = TOKENS.issue(user="ann", scopes=ALL_SCOPES, ttl=60)
+    assert len(talk.say({"type": "auth", "id": "b", "data": {"token": stronger}})) == 1
+    talk.gateway.release("open")
+    await talk.gateway.settled("open")
+    assert talk.recorder.take() == [], "it has had its one end"
+
+
+@pytest.mark.gen_test
+async def test_the_same_token_gets_the_same_end_also_where_it_allowed_nothing() -> None:
+    first = Talk(scopes=WEAK)
+    first.call("k", "say")
+    (told,) = await first.frames()
+    first.cut()
+    second = first.again(scopes=(*WEAK, "servers:read"))
+    assert second.resume(first.session, "k")[1] == told
+
+
+def said(frames: list[Frame]) -> list[str]:
+    """The payloads of what was said in a room."""
+    return [frame["data"]["payload"] for frame in frames if frame["type"] == "room.message"]
+
+
+def speak(talk: Talk, word: str) -> None:
+    """Say something in the room."""
+    talk.say({"type": "publish", "data": {"channel": "room:tea", "payload": word}})
+
+
+def come_in(talk: Talk, since: str | None = None) -> tuple[Frame, list[str]]:
+    """Subscribe to the room; answers the answer, and what was said before."""
+    data = {"channel": "room:tea"} | ({} if since is None else {"since": since})
+    subscribed, *rest = talk.say({"type": "subscribe", "data": data})
+    return subscribed["data"], said(rest)
+
+
+@pytest.mark.gen_test
+async def test_what_was_said_in_a_room_before_a_reader_came_is_not_for_them() -> None:
+    ann = Talk(scopes=EVERYTHING)
+    come_in(ann)
+    position = str(ann.bus.position)
+    speak(ann, "before bob")
+    bob = ann.again(user="bob", scopes=EVERYTHING)
+    answer, heard = come_in(bob, since=position)
+    assert (answer["recovered"], heard) == (False, [])
+    speak(ann, "with bob")
+    assert said(bob.recorder.take()) == ["with bob"]
+    # A member that asks again hears what was said since they came, and is told of what was before.
+    answer, heard = come_in(bob, since=position)
+    assert (answer["recovered"], heard) == (False, ["with bob"])
+    # Who leaves was no member meanwhile.
+    bob.say({"type": "unsubscribe", "data": {"channel": "room:tea"}})
+    away = str(ann.bus.position)
+    speak(ann, "without bob")
+    answer, heard = come_in(bob, since=away)
+    assert (answer["recovered"], heard) == (False, [])
+
+
+@pytest.mark.gen_test
+async def test_who_is_up_to_date_misses_nothing_by_coming_into_a_room() -> None:
+    ann = Talk(scopes=EVERYTHING)
+    answer, heard = come_in(ann, since=str(ann.bus.position))
+    assert (answer["recovered"], heard) == (True, [])
+
+
+@pytest.mark.gen_test
+async def test_a_resumed_session_hears_what_was_said_while_it_was_away_and_nothing_older() -> None:
+    ann = Talk(scopes=EVERYTHING)
+    come_in(ann)
+    before = str(ann.bus.position)
+    speak(ann, "before bob")
+    bob = ann.again(user="bob", scopes=EVERYTHING)
+    come_in(bob)
+    bob.cut()
+    speak(ann, "while bob was away")
+    back = ann.again(user="bob", scopes=EVERYTHING)
+    frames = back.resume(bob.session, since=before)
+    assert said(frames) == ["while bob was away"]
+    answer, heard = come_in(back, since=before)
+    assert (answer["recovered"], heard) == (False, ["while bob was away"])
+
+
 @pytest.mark.gen_test
 async def test_an_answer_that_is_no_json_is_told_alike_to_the_caller_to_readers_and_on_resume() -> None:
     first = Talk()
@@ -284,21 +428,26 @@ async def test_kept_ends_are_bounded_in_number_and_the_newest_stay() -> None:
     assert all("details" not in end["data"] for end in ends)
 
 
+def end(text: str) -> KeptEnd:
+    """The end of a call that its caller was allowed to make by name."""
+    return KeptEnd(text, "script", "wait", frozenset({"tools:call:script/wait"}))
+
+
 def test_kept_ends_are_bounded_in_bytes_for_a_session_and_for_all_together() -> None:
     ends = KeptEnds(SessionSettings(max_result_bytes=10_000))
     for number in range(5):
-        ends.keep(str(number), "x" * 4000)
-    assert (ends.get("2"), ends.get("3"), len(ends)) == (None, "x" * 4000, 2)
-    ends.keep("too large", "x" * 20_000)
+        ends.keep(str(number), end("x" * 4000))
+    assert (ends.get("2"), ends.get("3"), len(ends)) == (None, end("x" * 4000), 2)
+    ends.keep("too large", end("x" * 20_000))
     assert (len(ends), ends.size) == (0, 0)
 
     limit = SharedLimit(10_000)
     small, large = KeptEnds(SessionSettings()), KeptEnds(SessionSettings())
-    small.keep("s", "x" * 1000)
+    small.keep("s", end("x" * 1000))
     for holder in (small, large):
         holder.share(limit)
     for number in range(10):
-        large.keep(str(number), "y" * 2000)
+        large.keep(str(number), end("y" * 2000))
     assert small.get("s") is not None, "who keeps most gives way, not who keeps little"
     assert len(large) < 10
     assert limit.size == small.size + large.size <= 10_000
@@ -308,9 +457,9 @@ def test_kept_ends_are_bounded_in_bytes_for_a_session_and_for_all_together() -> 
 
 def test_the_same_id_again_takes_the_place_of_the_older_end() -> None:
     ends = KeptEnds(SessionSettings())
-    ends.keep("k", "first")
-    ends.keep("k", "second")
-    assert (ends.get("k"), len(ends)) == ("second", 1)
+    ends.keep("k", end("first"))
+    ends.keep("k", end("second"))
+    assert (ends.get("k"), len(ends)) == (end("second"), 1)
 
 
 def test_a_call_that_was_here_is_remembered_and_forgetting_one_makes_others_doubtful() -> None:

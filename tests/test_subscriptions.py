@@ -10,6 +10,7 @@ from mcpgw.bus import LocalBus
 from mcpgw.errors import PermissionDenied, UnknownChannel
 from mcpgw.event_reader import CatchUp, EventReader, LogMovedOnError
 from mcpgw.subscriptions import Subscription, may_read_channel, readable_channels, require_channel
+from mcpgw.wire.deliveries import Delivery
 from mcpgw.wire.events import CHANNELS, Event, Position
 from mcpgw.wire.frames import EventFilter
 
@@ -26,6 +27,7 @@ READER = principal("events:read")
 MEMBER = principal("rooms:join:ops")
 GUEST = principal("rooms:join")
 ADMIN = principal("admin", user="root")
+OPERATOR = principal("calls:read", user="olga")
 
 
 class Reader:
@@ -105,6 +107,17 @@ def test_a_call_is_seen_whole_by_its_user_masked_by_admins_and_by_nobody_else() 
     assert own.frames[0]["data"] == CALL | {"arguments": {"a": 1}}
     assert admin.frames[0]["data"] == CALL
     assert other.frames == []
+
+
+def test_an_operator_sees_that_others_call_and_not_what_they_say() -> None:
+    bus = LocalBus(100, 300)
+    operator = Reader(bus, OPERATOR, "calls")
+    bus.publish("call.started", CALL | {"arguments": {"a": 1}}, owner="ann", masked=CALL)
+    bus.publish("call.started", CALL | {"user": "olga", "arguments": {"a": 2}}, owner="olga", masked=CALL)
+    assert [frame["data"].get("arguments") for frame in operator.frames] == [None, {"a": 2}]
+    assert readable_channels(OPERATOR) == ("calls",)
+    with pytest.raises(PermissionDenied):
+        require_channel(OPERATOR, "servers")
 
 
 def test_a_call_of_nobody_is_for_admins_alone() -> None:
@@ -251,3 +264,121 @@ def test_a_stream_reads_no_room_and_nothing_that_it_may_not() -> None:
     reader.start(None).step(1)
     say(bus, 1)
     reader.stop()
+
+
+# --- readers of one view -----------------------------------------------------------------------------------
+
+
+class Connection:
+    """Takes events as they happen; `encoded` has the texts that were encoded for its kind."""
+
+    def __init__(self, kind: str, encoded: list[str]) -> None:
+        self.kind = kind
+        self.encoded = encoded
+        self.given: list[Delivery] = []
+        self.encoding = _Encoding(kind, encoded)
+
+    def send_event(self, delivery: Delivery) -> None:
+        self.given.append(delivery)
+
+    @property
+    def types(self) -> list[str]:
+        return [delivery.event.type.name for delivery in self.given]
+
+
+class _Encoding:
+    def __init__(self, kind: str, encoded: list[str]) -> None:
+        self.kind = kind
+        self.encoded = encoded
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Encoding) and self.kind == other.kind
+
+    def __hash__(self) -> int:
+        return hash(self.kind)
+
+    def encode(self, event: Event, text: str) -> bytes:
+        self.encoded.append(text)
+        return f"{self.kind} {event.position.offset}".encode()
+
+
+def live(bus: LocalBus, who: Principal, connection: Connection, channel: str, **wanted: Any) -> Subscription:
+    def missed(event: Event, _text: str) -> None:
+        raise AssertionError(f"nothing was missed, and {event.type.name} least of all")
+
+    subscription = Subscription(
+        who, channel, EventFilter(**wanted), missed, reader=connection, count=COUNTS.append_pair
+    )
+    subscription.listen(bus)
+    return subscription
+
+
+class _Counts(list[tuple[str, int]]):
+    def append_pair(self, type_name: str, count: int) -> None:
+        self.append((type_name, count))
+
+
+COUNTS = _Counts()
+
+
+def test_an_event_is_encoded_once_for_all_who_see_the_same_and_are_written_to_alike() -> None:
+    bus, encoded = LocalBus(100, 300), list[str]()
+    COUNTS.clear()
+    readers = [Connection("plain", encoded) for _ in range(50)]
+    for number, reader in enumerate(readers):
+        live(bus, principal("events:read", user=f"user-{number}"), reader, "servers")
+    packed = Connection("packed", encoded)
+    live(bus, READER, packed, "servers")
+    warned = Connection("plain", encoded)
+    live(bus, READER, warned, "servers", min_level="warning")
+    say(bus, 1)
+    assert len(encoded) == 2
+    assert {delivery.frame for reader in readers for delivery in reader.given} == {b"plain 1"}
+    assert [delivery.frame for delivery in packed.given] == [b"packed 1"]
+    assert warned.given == []
+    assert sorted(COUNTS) == [("server.log", 1), ("server.log", 50)]
+
+
+def test_live_readers_of_calls_see_what_their_views_allow() -> None:
+    bus = LocalBus(100, 300)
+    own, other, admin = (Connection("plain", []) for _ in range(3))
+    live(bus, READER, own, "calls")
+    live(bus, principal("events:read", user="bob"), other, "calls")
+    live(bus, ADMIN, admin, "calls")
+    bus.publish("call.started", CALL | {"arguments": {"a": 1}}, owner="ann", masked=CALL)
+    bus.publish("call.failed", CALL | {"code": "timeout", "durationMs": 5})
+    assert [json.loads(delivery.text)["data"] for delivery in own.given] == [CALL | {"arguments": {"a": 1}}]
+    assert other.given == []
+    assert admin.types == ["call.started", "call.failed"]
+    assert json.loads(admin.given[0].text)["data"] == CALL
+
+
+def test_a_live_reader_sees_more_or_less_from_the_moment_on_in_which_its_token_changes() -> None:
+    bus, reader = LocalBus(100, 300), Connection("plain", [])
+    subscription = live(bus, READER, reader, "system")
+    line = {"level": "info", "logger": "mcpgw", "message": "m"}
+    bus.publish("system.log", line)
+    subscription.principal = principal("admin")
+    bus.publish("system.log", line)
+    bus.publish("system.alert", {"level": "info", "message": "m"})
+    subscription.principal = READER
+    bus.publish("system.log", line)
+    bus.publish("system.alert", {"level": "info", "message": "m"})
+    assert reader.types == ["system.log", "system.alert", "system.alert"]
+    subscription.stop()
+    subscription.principal = principal("admin")
+    bus.publish("system.log", line)
+    assert len(reader.given) == 3, "who has stopped stays silent"
+    assert bus.listeners() == {}
+
+
+def test_a_subscription_goes_on_through_another_connection() -> None:
+    bus, old, new = LocalBus(100, 300), Connection("plain", []), Connection("packed", [])
+    subscription = live(bus, READER, old, "servers")
+    say(bus, 1)
+    subscription.stop()
+    say(bus, 2)
+    subscription.through(new)
+    subscription.listen(bus)
+    say(bus, 3)
+    assert [delivery.frame for delivery in (*old.given, *new.given)] == [b"plain 1", b"packed 3"]

@@ -27,6 +27,7 @@ from mcpgw.access.signing_key import load_or_create_signing_key
 from mcpgw.access.tokens import Tokens
 from tests.support.gateway_process import ALL_SCOPES, GatewayProcess
 from tests.support.node import node_20, node_22
+from tests.support.ports import free_port
 from tests.support.socket_client import SocketClient
 
 TOP = Path(__file__).parent.parent
@@ -209,8 +210,7 @@ def test_colour_is_for_terminals_and_only_where_it_is_wanted(
 
 
 def test_without_a_gateway_it_says_how_to_start_one(script: Script) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as once:
-        port = once.getsockname()[1]
+    port = free_port()
     done = script(f"ws://127.0.0.1:{port}/ws", "some-token-that-is-not-shown")
     assert done.returncode == 1
     first, advice, summary = done.stdout.splitlines()

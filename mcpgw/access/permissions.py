@@ -4,7 +4,9 @@
     tools:call:SERVER        every tool of that server
     tools:call:SERVER/TOOL   that tool
     servers:read             the list of servers and of their tools
-    events:read              the streams of events
+    events:read              the streams of events; of calls one's own
+    events:publish           words to all or to one user: alerts, maintenance, notifications
+    calls:read               the events of everybody's calls, without arguments and results
     rooms:join               every room
     rooms:join:ROOM          that room
     admin                    all of the above
@@ -21,10 +23,12 @@ from mcpgw.server_definitions import SERVER_NAME
 
 ADMIN: Final = "admin"
 CALL_TOOLS: Final = "tools:call"
+READ_CALLS: Final = "calls:read"
 READ_EVENTS: Final = "events:read"
+PUBLISH_EVENTS: Final = "events:publish"
 READ_SERVERS: Final = "servers:read"
 JOIN_ROOMS: Final = "rooms:join"
-SCOPES: Final = (ADMIN, CALL_TOOLS, JOIN_ROOMS, READ_EVENTS, READ_SERVERS)
+SCOPES: Final = (ADMIN, CALL_TOOLS, JOIN_ROOMS, PUBLISH_EVENTS, READ_CALLS, READ_EVENTS, READ_SERVERS)
 """The scopes that name no server and no tool."""
 
 MAXIMUM_TOOL_NAME: Final = 256
@@ -102,6 +106,11 @@ def may_read_events(caller: Caller) -> bool:
     return _has(caller, READ_EVENTS)
 
 
+def may_read_calls(caller: Caller) -> bool:
+    """Whether `caller` may see that others call tools, not what they say and hear."""
+    return _has(caller, READ_CALLS)
+
+
 def is_admin(caller: Caller) -> bool:
     """Whether `caller` may do everything."""
     return ADMIN in caller.scopes
@@ -135,6 +144,12 @@ def require_read_events(caller: Caller) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless `caller` may read events."""
     if not may_read_events(caller):
         raise _denied(READ_EVENTS)
+
+
+def require_publish_events(caller: Caller) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless `caller` may speak to all users."""
+    if not _has(caller, PUBLISH_EVENTS):
+        raise _denied(PUBLISH_EVENTS)
 
 
 def _denied(scope: str) -> PermissionDenied:

@@ -20,11 +20,15 @@ _NOTABLE_PART = 10
 # How much the last call counts in the mean duration, and what is assumed before the first one has ended.
 _WEIGHT = 0.1
 _FIRST_GUESS_SECONDS = 1.0
+_ENOUGH_CALLS = 5
+"""Calls that have ended before their mean duration says something about the next."""
 _SHORTEST_WAIT_MS = 100
 _LONGEST_WAIT_MS = 60_000
 
-QueuedCallback = Callable[[int], None]
-"""Takes the position in the line: 1 goes next. Must not wait and must not raise."""
+QueuedCallback = Callable[[int, int | None], None]
+"""Takes the position in the line, 1 goes next, and how long that may take in milliseconds: None where it
+cannot be told. Must not wait and must not raise.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,10 +41,10 @@ class _Waiter:
     told: int = 0
     told_at: float = 0.0
 
-    def tell(self, position: int, now: float) -> None:
-        """Say the position."""
+    def tell(self, position: int, wait_ms: int | None, now: float) -> None:
+        """Say the position, and for how long it may be."""
         self.told, self.told_at = position, now
-        self.on_queued(position)
+        self.on_queued(position, wait_ms)
 
 
 class Slots:
@@ -58,6 +62,7 @@ class Slots:
         self._lines: OrderedDict[str, OrderedDict[_Waiter, None]] = OrderedDict()
         self._waiting = 0
         self._mean_seconds = _FIRST_GUESS_SECONDS
+        self._measured = 0
         self._teller: asyncio.TimerHandle | None = None
 
     @property
@@ -75,7 +80,8 @@ class Slots:
         """Hold a slot inside the block; waits in line for one where none is free.
 
         `on_queued` hears the position when the wait begins, and again when it has changed by a tenth or
-        more, at most once a second. Cancelling the wait leaves the line.
+        more, at most once a second; once a few calls have ended, also how long that may take. Cancelling the
+        wait leaves the line.
 
         Raises:
             QueueFull: the line is full, and no other user waits with more calls; or it became full, and this
@@ -89,8 +95,14 @@ class Slots:
         try:
             yield
         finally:
-            self._mean_seconds += (time.monotonic() - started - self._mean_seconds) * _WEIGHT
+            self._measure(time.monotonic() - started)
             self._hand_on()
+
+    def _measure(self, seconds: float) -> None:
+        self._measured += 1
+        # The first calls count alike, so that the guess before them is soon forgotten.
+        weight = max(_WEIGHT, 1 / self._measured)
+        self._mean_seconds += (seconds - self._mean_seconds) * weight
 
     async def _wait(self, user: str, on_queued: QueuedCallback) -> None:
         if self._waiting >= self._max_waiting:
@@ -99,7 +111,8 @@ class Slots:
         self._lines.setdefault(user, OrderedDict())[waiter] = None
         self._waiting += 1
         try:
-            waiter.tell(self._last_position(user), time.monotonic())
+            position = self._last_position(user)
+            waiter.tell(position, self._told_wait(position), time.monotonic())
             self._tell_later()
             has_slot = await waiter.turn
         except BaseException:
@@ -149,11 +162,18 @@ class Slots:
             waiter.turn.set_result(False)
 
     def _full(self) -> QueueFull:
-        guess = self._mean_seconds * (self._waiting + 1) / self._limit
         return QueueFull(
             f"{self._limit} calls run on this server and {self._waiting} wait: try again later",
-            retry_after_ms=min(_LONGEST_WAIT_MS, max(_SHORTEST_WAIT_MS, round(guess * 1000))),
+            retry_after_ms=self._wait_ms(self._waiting + 1),
         )
+
+    def _wait_ms(self, position: int) -> int:
+        """How long it takes until the call at `position` has its turn, from how long calls took lately."""
+        guess = self._mean_seconds * position / self._limit
+        return min(_LONGEST_WAIT_MS, max(_SHORTEST_WAIT_MS, round(guess * 1000)))
+
+    def _told_wait(self, position: int) -> int | None:
+        return self._wait_ms(position) if self._measured >= _ENOUGH_CALLS else None
 
     # --- positions -----------------------------------------------------------------------------------------
 
@@ -194,4 +214,4 @@ class Slots:
         for position, waiter in enumerate(tuple(self._in_order()), 1):
             notable = abs(position - waiter.told) >= max(1, waiter.told / _NOTABLE_PART)
             if notable and now - waiter.told_at >= _TELL_SECONDS and not waiter.turn.done():
-                waiter.tell(position, now)
+                waiter.tell(position, self._told_wait(position), now)

@@ -71,6 +71,7 @@ class StdioTransport:
         self._max_message_size = max_message_size
         self._stop_timeout = stop_timeout
         self._reaper = reaper
+        self._on_end = on_end
         self._reader = MessageReader(on_end, max_waiting=2 * max_message_size)
         self._child = _Child(
             self._reader, LineSplitter(max_message_size), RateLimit(notification_rate), on_stderr, on_fault
@@ -112,6 +113,9 @@ class StdioTransport:
         """The specification's escalation: close stdin, SIGTERM, SIGKILL, with a bounded wait after each."""
         group = transport.get_pid()
         self._reader.end(None)
+        # A message that could not be sent is noticed sooner than the end of the child, which is the reason.
+        if not self._reader.has_reason and (reason := await self._child.why_ended()) is not None:
+            self._on_end(reason)
         self._reader.discard()
         if (stdin := transport.get_pipe_transport(0)) is not None:
             cast("asyncio.WriteTransport", stdin).close()
@@ -149,6 +153,7 @@ class _Child(asyncio.SubprocessProtocol):
         self._on_fault = on_fault
         self._exited = asyncio.Event()
         self._stdout_closed = False
+        self._ending: str | None = None
         self._transport: asyncio.SubprocessTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -181,6 +186,8 @@ class _Child(asyncio.SubprocessProtocol):
         self._end_in(0 if self._stdout_closed else _LEFTOVER_SECONDS, "")
 
     def _end_in(self, seconds: float, reason: str) -> None:
+        self._ending = self._ending or reason
+
         def end() -> None:
             self._reader.end(self._exit_words() if self._exited.is_set() else reason)
 
@@ -188,6 +195,12 @@ class _Child(asyncio.SubprocessProtocol):
             asyncio.get_running_loop().call_later(seconds, end)
         else:
             end()
+
+    async def why_ended(self) -> str | None:
+        """Why the child ends the session, once its exit had a moment to be seen; None where it does not."""
+        if self._ending is None:
+            return None
+        return self._exit_words() if await self.wait_exited(_LEFTOVER_SECONDS) else self._ending
 
     async def wait_exited(self, timeout: float) -> bool:  # noqa: ASYNC109 - a bound on one step of stopping
         """Wait until the process has ended, at most `timeout` seconds; tells whether it has."""
@@ -257,9 +270,15 @@ class MessageReader:
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
+        self._has_reason = False
         self._on_end = on_end
         self._pipe: asyncio.ReadTransport | None = None
         self._paused = False
+
+    @property
+    def has_reason(self) -> bool:
+        """Whether it was ended for a reason of the child's."""
+        return self._has_reason
 
     def attach(self, pipe: asyncio.ReadTransport) -> None:
         """Name the pipe that is paused while too many messages wait."""
@@ -282,6 +301,7 @@ class MessageReader:
         if not self._ended:
             self._ended = True
             if reason is not None:
+                self._has_reason = True
                 self._on_end(reason)
             self._wake()
 

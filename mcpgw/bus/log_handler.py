@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from mcpgw.bus.bus import Bus
-from mcpgw.log_values import text_value
+from mcpgw.log_values import bounded, text_value
 from mcpgw.log_writer import RECORD_FIELDS
 from mcpgw.redaction import redact
 
@@ -14,12 +14,14 @@ _LEVELS = {
     logging.CRITICAL: "critical",
 }
 _CHANNEL = "system"
+_LONGEST_LINE = 2000
+"""Characters of a line of the log in an event."""
 
 
 class BusLogHandler(logging.Handler):
     """Publishes warnings and errors of the gateway's loggers while anybody listens to ``system``.
 
-    Nothing below: a line for each call would push everything else out of the log of events.
+    Nothing below: a line for each call would push an operator's words out of the log of events.
     """
 
     def __init__(self, bus: Bus) -> None:
@@ -32,12 +34,16 @@ class BusLogHandler(logging.Handler):
         """Publish one line, from whatever thread it comes."""
         if record.name.startswith("mcpgw.bus"):
             return  # what the bus has to say of a reader would go to that reader
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, KeyError):
+            return  # a message that does not fit its arguments: the log itself complains of it
         fields = getattr(record, RECORD_FIELDS, {})
-        parts = [record.getMessage(), *(f"{name}={text_value(value)}" for name, value in fields.items())]
+        parts = [message, *(f"{name}={text_value(value)}" for name, value in fields.items())]
         data = {
-            "level": _LEVELS.get(record.levelno, "info"),
+            "level": _LEVELS.get(record.levelno, "warning"),
             "logger": record.name,
-            "message": redact(" ".join(parts)),
+            "message": redact(bounded(" ".join(parts), _LONGEST_LINE)),
         }
         self._loop.call_soon_threadsafe(self._publish, data)
 

@@ -57,8 +57,8 @@ def create(
     """Print a new token, and nothing else, on stdout.
 
     It is signed with the key of the gateway's data folder, so run this on the gateway's machine. Scopes:
-    tools:call, tools:call:SERVER, tools:call:SERVER/TOOL, servers:read, events:read, rooms:join,
-    rooms:join:ROOM, admin.
+    tools:call, tools:call:SERVER, tools:call:SERVER/TOOL, servers:read, events:read,
+    events:publish, calls:read, rooms:join, rooms:join:ROOM, admin.
 
     Hand it to a command in the environment:  MCPGW_TOKEN=$(mcpgw token create --user ann) mcpgw tools
     """

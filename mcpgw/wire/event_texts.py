@@ -36,8 +36,8 @@ CHANNEL_TEXTS: Final[Mapping[str, ChannelText]] = {
     "calls": ChannelText(
         "calls",
         "Tool calls, as they begin, go on and end.",
-        "`events:read` for one's own calls; `admin` sees those of all, other users' without arguments and "
-        "results",
+        "`events:read` for one's own calls; `calls:read` for those of all, other users' without arguments "
+        "and results",
     ),
     "user:": ChannelText(
         "user:ID", "What concerns one user.", "`events:read` for one's own; `admin` for every user's"

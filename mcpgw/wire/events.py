@@ -119,7 +119,13 @@ _TABLE: Final = (
     _server("tools_changed", "A server lists other tools than before.", state=False, tools=_WHOLE),
     _server("resource_updated", "A resource of a server has changed.", state=False, uri=_TEXT),
     EventType("gateway.started", "gateway", "The gateway takes clients.", {"state": _TEXT}, key="state"),
-    EventType("gateway.stopped", "gateway", "The gateway has ended.", {"state": _TEXT}, key="state"),
+    EventType(
+        "gateway.stopped",
+        "gateway",
+        "The gateway has ended: every call is over and every connection was told.",
+        {"state": _TEXT},
+        key="state",
+    ),
     EventType("gateway.restarted", "gateway", "The gateway runs again.", {"state": _TEXT}, key="state"),
     EventType(
         "gateway.draining",
@@ -164,7 +170,7 @@ _TABLE: Final = (
     EventType(
         "system.log",
         "system",
-        "A line of the gateway's own log.",
+        "A warning or an error of the gateway's own log, while somebody reads `system`.",
         {"level": _LEVEL, "logger": _TEXT, "message": _TEXT},
         admin_only=True,
     ),
@@ -207,13 +213,22 @@ _TABLE: Final = (
 EVENT_TYPES: Final[Mapping[str, EventType]] = {row.name: row for row in _TABLE}
 """Every type of event by its name."""
 
+_SHORT: Final = 256
+"""Characters of a text that is not worth to be encoded before somebody reads it."""
+_LARGE: Final = 10**15
+_LONGEST_NUMBER: Final = 16
+_LONGEST_WORD: Final = 5
+_AROUND_A_MEMBER: Final = 6
+"""Two pairs of quotation marks, a colon and a comma."""
+
 
 @dataclass(slots=True, eq=False)
 class Event:
     """One entry of the log.
 
     `owner` is the user whose doing it tells of, where only that user may see all of it; `masked` is the data
-    that others see in its place. Each text is made once, however many read it.
+    that others see in its place. `encoded` has the JSON of those members of `data` that are encoded already.
+    Each text is made when it is first asked for, and once, however many read it.
     """
 
     type: EventType
@@ -223,7 +238,9 @@ class Event:
     position: Position
     owner: str | None = None
     masked: Mapping[str, Any] | None = None
-    _texts: dict[bool, str] = field(default_factory=dict, repr=False)
+    encoded: Mapping[str, str] | None = field(default=None, repr=False)
+    _text: str | None = field(default=None, init=False, repr=False)
+    _masked_text: str | None = field(default=None, init=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -236,22 +253,64 @@ class Event:
         Raises:
             ValueError: the data holds what JSON has not (NaN, half of a surrogate pair), or is too deep.
         """
-        full = full or self.masked is None
-        text = self._texts.get(full)
-        if text is None:
-            text = strict_json.dumps(
-                {
-                    "type": self.type.name,
-                    "id": str(self.position),
-                    "channel": self.channel,
-                    "data": self.data if full else self.masked,
-                    "timestamp": self.timestamp,
-                }
-            )
-            if not text.isascii():
-                text.encode()  # half of a surrogate pair must fail here, not in the transport of a reader
-            self._texts[full] = text
+        if full or self.masked is None:
+            if self._text is None:
+                self._text = self._frame(self.data, self.encoded)
+            return self._text
+        if self._masked_text is None:
+            self._masked_text = self._frame(self.masked, None)
+        return self._masked_text
+
+    def _frame(self, data: Mapping[str, Any], encoded: Mapping[str, str] | None) -> str:
+        channel = f'"{self.channel}"' if self.channel in CHANNELS else strict_json.dumps(self.channel)
+        text = (
+            f'{{"type":"{self.type.name}","id":"{self.position}","channel":{channel},'
+            f'"data":{_data_text(data, encoded)},"timestamp":{self.timestamp}}}'
+        )
+        if not text.isascii():
+            text.encode()  # half of a surrogate pair must fail here, not in the transport of a reader
         return text
+
+
+def _data_text(data: Mapping[str, Any], encoded: Mapping[str, str] | None) -> str:
+    if not encoded:
+        return strict_json.dumps(data)
+    parts = [f'"{name}":{text}' for name, text in encoded.items()]
+    rest = {name: value for name, value in data.items() if name not in encoded}
+    if rest:
+        parts.insert(0, strict_json.dumps(rest)[1:-1])
+    return f"{{{','.join(parts)}}}"
+
+
+def checked_data(
+    data: Mapping[str, Any], encoded: Mapping[str, str] | None = None
+) -> tuple[Mapping[str, str] | None, int]:
+    """Make sure that an event's data is JSON, without writing the whole of it as text.
+
+    Answers the JSON of its members that are long or nested (those in `encoded` are taken as they are), and
+    about how many bytes the text of all of it has.
+
+    Raises:
+        ValueError: the data holds what JSON has not, or is too deep.
+    """
+    texts: dict[str, str] = {}
+    size = 0
+    for name, value in data.items():
+        kind = type(value)
+        size += len(name) + _AROUND_A_MEMBER
+        if kind is str and len(value) <= _SHORT and value.isascii():
+            size += len(value)
+        elif kind is int and -_LARGE < value < _LARGE:
+            size += _LONGEST_NUMBER
+        elif value is None or kind is bool:
+            size += _LONGEST_WORD
+        else:
+            text = None if encoded is None else encoded.get(name)
+            if text is None:
+                text = strict_json.dumps(value)
+            size += len(text) if text.isascii() else len(text.encode())
+            texts[name] = text
+    return texts or None, size
 
 
 def channel_base(channel: str) -> str | None:

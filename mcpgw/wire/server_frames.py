@@ -259,10 +259,13 @@ class Queued:
 
     type: ClassVar[str] = "queued"
     position: int
+    retry_after_ms: int | None = None
 
     def data(self) -> dict[str, Any]:
-        """The members of the frame's ``data``."""
-        return {"position": self.position}
+        """The members of the frame's ``data``; `retry_after_ms` is how long the wait may be."""
+        if self.retry_after_ms is None:
+            return {"position": self.position}
+        return {"position": self.position, "retryAfterMs": self.retry_after_ms}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,12 @@ from mcpgw.access.permissions import (
     check_scope,
     may_call,
     may_call_any,
+    may_read_calls,
     may_read_events,
     may_read_servers,
     require_call,
     require_call_any,
+    require_publish_events,
     require_read_events,
     require_read_servers,
 )
@@ -35,6 +37,9 @@ def test_without_scopes_nothing_is_allowed() -> None:
     assert not may_call_any(nobody, "memory")
     assert not may_read_servers(nobody)
     assert not may_read_events(nobody)
+    assert not may_read_calls(nobody)
+    with pytest.raises(PermissionDenied, match="events:publish"):
+        require_publish_events(nobody)
 
 
 def test_admin_may_do_everything() -> None:
@@ -43,6 +48,19 @@ def test_admin_may_do_everything() -> None:
     require_call_any(admin, "memory")
     require_read_servers(admin)
     require_read_events(admin)
+    require_publish_events(admin)
+    assert may_read_calls(admin)
+
+
+def test_an_operator_sees_calls_and_speaks_to_all_and_no_more() -> None:
+    operator = person("calls:read", "events:publish")
+    require_publish_events(operator)
+    assert may_read_calls(operator)
+    assert not may_read_events(operator)
+    assert not may_read_servers(operator)
+    assert not may_call_any(operator, "memory")
+    for other in ("events:read", "calls:publish", "events", "calls"):
+        assert not may_read_calls(person(other))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +149,10 @@ def test_a_scope_of_the_grammar_passes(scope: str) -> None:
         ("tools:cal:memory/add", "did you mean 'tools:call:memory/add'?"),
         ("server:read", "did you mean 'servers:read'?"),
         ("Admin", "did you mean 'admin'?"),
-        ("", "there is 'admin', 'events:read', 'rooms:join', 'servers:read', 'tools:call'"),
+        (
+            "",
+            "there is 'admin', 'calls:read', 'events:publish', 'events:read', 'rooms:join', 'servers:read'",
+        ),
         ("zzz", "there is 'admin'"),
         ("tools:call:", "a server's name"),
         ("tools:call:my server", "a server's name"),

@@ -17,11 +17,11 @@ from mcpgw.errors import QueueFull
 from tests.support.waiting import until
 
 
-def unheard(position: int) -> None:
+def unheard(position: int, wait_ms: int | None) -> None:
     """For calls whose position nobody asks for."""
 
 
-def never(position: int) -> None:
+def never(position: int, wait_ms: int | None) -> None:
     """For calls that must not wait in line."""
     pytest.fail(f"it waits at position {position}")
 
@@ -34,6 +34,7 @@ class Calls:
         self.running: dict[str, asyncio.Event] = {}
         self.order: list[str] = []
         self.positions: dict[str, list[int]] = {}
+        self.waits: dict[str, list[int | None]] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, user: str, name: str = "") -> str:
@@ -43,7 +44,13 @@ class Calls:
         return name
 
     async def _run(self, user: str, name: str) -> None:
-        async with self.slots.hold(user, self.positions.setdefault(name, []).append):
+        positions, waits = self.positions.setdefault(name, []), self.waits.setdefault(name, [])
+
+        def on_queued(position: int, wait_ms: int | None) -> None:
+            positions.append(position)
+            waits.append(wait_ms)
+
+        async with self.slots.hold(user, on_queued):
             self.order.append(name)
             self.running[name] = asyncio.Event()
             try:
@@ -270,7 +277,7 @@ async def test_a_listener_that_fails_ends_its_call_and_no_other() -> None:
     calls.start("ann")
     await settle()
 
-    def broken(position: int) -> None:
+    def broken(position: int, wait_ms: int | None) -> None:
         raise OSError("broken")
 
     with pytest.raises(OSError, match="broken"):
@@ -287,6 +294,31 @@ def told_every(seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.gen_test(timeout=10)
+async def test_how_long_the_wait_may_be_is_told_once_calls_have_shown_it() -> None:
+    calls = Calls(Slots(1, 100))
+    calls.start("ann")
+    early = calls.start("ann")
+    await settle()
+    assert calls.waits[early] == [None], "nobody knows yet how long calls take"
+    await calls.end_all()
+    for _ in range(4):
+        name = calls.start("ann")
+        await settle()
+        await asyncio.sleep(0.2)
+        calls.end(name)
+        await settle()
+    calls.start("ann")
+    waits = [calls.start("ann") for _ in range(10)]
+    await settle()
+    told = [wait for name in waits if (wait := calls.waits[name][0]) is not None]
+    # Calls took 0.8 s together, and were six with the two that took no time.
+    assert len(told) == 10
+    assert 800 < told[9] < 4000
+    assert told == sorted(told)
+    await calls.end_all()
+
+
+@pytest.mark.gen_test(timeout=10)
 async def test_the_position_is_told_again_when_it_has_changed_and_not_too_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -297,7 +329,9 @@ async def test_the_position_is_told_again_when_it_has_changed_and_not_too_often(
         await settle()
         heard: list[tuple[float, int]] = []
         await asyncio.sleep(0.06)  # so that the next telling of the others comes too soon for bob
-        last = asyncio.create_task(_hold_once(calls.slots, lambda at: heard.append((time.monotonic(), at))))
+        last = asyncio.create_task(
+            _hold_once(calls.slots, lambda at, _: heard.append((time.monotonic(), at)))
+        )
         await settle()
         # bob has one turn before ann's third; what comes later than that goes on behind him.
         assert [position for _, position in heard] == [2]
@@ -316,7 +350,7 @@ async def test_the_position_is_told_again_when_it_has_changed_and_not_too_often(
         assert all(before != after for before, after in pairwise(positions))
 
 
-async def _hold_once(slots: Slots, on_queued: Callable[[int], None]) -> None:
+async def _hold_once(slots: Slots, on_queued: Callable[[int, int | None], None]) -> None:
     async with slots.hold("bob", on_queued):
         await asyncio.sleep(0)
 

@@ -1,5 +1,6 @@
 """The log of events in one process: one order, a bound, and a replay without a gap or a double."""
 
+import json
 import random
 from collections.abc import Callable
 
@@ -136,12 +137,29 @@ def test_what_was_forgotten_of_other_channels_does_no_harm() -> None:
     assert [event.data["source"] for event in events] == ["second"]
 
 
-def test_a_forgotten_event_of_one_room_is_taken_for_one_of_any() -> None:
+def test_a_forgotten_event_of_one_room_is_not_taken_for_one_of_another() -> None:
     bus = LocalBus(2, 300)
     position = bus.position
-    for name in ("a", "b", "b"):
+    for name in ("a", "b", "b", "b"):
         bus.publish("room.joined", {"user": "ann", "clientId": "c"}, channel=f"room:{name}")
     assert not bus.since(position, ("room:b",)).recovered
+    assert bus.since(position, ("room:a",)).recovered
+    assert bus.since(position, ("room:c",)).recovered
+
+
+def test_who_publishes_is_told_the_place_of_that_event_whatever_its_listeners_publish() -> None:
+    bus = LocalBus(100, 300)
+    heard: list[Event] = []
+
+    def answering(event: Event) -> None:
+        heard.append(event)
+        if event.data["line"] == "1":
+            log_line(bus, 2)
+
+    bus.listen("servers", answering)
+    position = bus.publish("server.log", {"serverId": "a", "level": "info", "line": "1"})
+    assert position == heard[0].position == Position(bus.position.epoch, 1)
+    assert bus.position.offset == 2
 
 
 def test_the_log_forgets_by_age_on_a_clock_that_nobody_sets() -> None:
@@ -164,10 +182,9 @@ def test_the_log_forgets_by_size() -> None:
     bus = LocalBus(1000, 300, 10_000)
     for _ in range(100):
         bus.publish("server.log", {"serverId": "a", "level": "info", "line": "x" * 900})
-    start = Position(bus.position.epoch, 0)
-    assert not bus.since(start, ("servers",)).recovered
-    kept = bus.since(Position(bus.position.epoch, 92), ("servers",))
-    assert len(kept.events) == 8
+    assert not bus.since(Position(bus.position.epoch, 93), ("servers",)).recovered
+    kept = bus.since(Position(bus.position.epoch, 94), ("servers",))
+    assert len(kept.events) == 6, "each is its text and what the log needs beside it"
     heard: list[Event] = []
     bus.listen("servers", heard.append)
     bus.publish("server.log", {"serverId": "a", "level": "info", "line": "ä" * 20_000})
@@ -248,6 +265,26 @@ def test_data_that_is_no_json_never_gets_into_the_log(broken: object) -> None:
     with pytest.raises(ValueError, match=r"JSON|surrogates"):
         bus.publish("room.message", {"user": "ann", "clientId": "c", "payload": broken}, channel="room:a")
     assert bus.position.offset == 0
+
+
+@pytest.mark.parametrize(
+    "broken", [float("nan"), "\ud800", {"deep": ["\ud800"]}, pytest.param(10**5000, id="long")]
+)
+def test_no_event_is_published_whose_masked_data_is_no_json(broken: object) -> None:
+    bus = LocalBus(100, 300)
+    with pytest.raises(ValueError, match=r"JSON|surrogates|digits"):
+        bus.publish("call.started", {"callId": "1"}, owner="ann", masked={"callId": broken})
+    assert bus.position.offset == 0
+
+
+def test_what_is_encoded_already_is_not_encoded_again() -> None:
+    bus = LocalBus(100, 300)
+    heard: list[Event] = []
+    bus.listen("room:a", heard.append)
+    data = {"user": "ann", "clientId": "c", "payload": {"said": ["ä"]}}
+    bus.publish("room.message", data, channel="room:a", encoded={"payload": '{"said":  ["ä"]}'})
+    assert '"payload":{"said":  ["ä"]}}' in heard[0].text()
+    assert json.loads(heard[0].text())["data"] == heard[0].data == data
 
 
 def test_masked_data_takes_the_place_of_what_is_no_json() -> None:

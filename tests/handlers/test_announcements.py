@@ -48,6 +48,18 @@ async def test_an_alert_of_an_admin_reaches_everyone_who_reads_system(start_gate
 
 
 @pytest.mark.gen_test
+async def test_an_operator_need_not_be_an_admin(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    client = await subscribed(gateway, "system", "ann")
+    body = {"message": "Tonight."}
+    path = "/api/v1/system/maintenance"
+    assert (await fetch(gateway, path, scopes=("events:publish",), body=body))[0] == 202
+    assert (await client.receive())["data"] == body
+    assert (await fetch(gateway, "/api/v1/gateway/stats", scopes=("events:publish",)))[0] == 403
+    await client.leave()
+
+
+@pytest.mark.gen_test
 async def test_a_notification_reaches_its_user_alone(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
     client = await subscribed(gateway, "user:ann", "ann")
@@ -61,12 +73,13 @@ async def test_a_notification_reaches_its_user_alone(start_gateway: StartGateway
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("path", ["system/alerts", "system/maintenance", "users/ann/notifications"])
-async def test_only_an_admin_may_announce_and_a_wrong_body_is_told_by_its_place(
+async def test_only_who_may_publish_announces_and_a_wrong_body_is_told_by_its_place(
     start_gateway: StartGateway, path: str
 ) -> None:
     gateway = await start_gateway()
     status, answer = await fetch(gateway, f"/api/v1/{path}", scopes=VIEWER, body={"message": "x"})
     assert (status, answer["error"]["code"]) == (403, "permission_denied")
+    assert answer["error"]["details"] == {"missingScope": "events:publish"}
     status, answer = await fetch(gateway, f"/api/v1/{path}", scopes=ADMIN, body={"mesage": "x"})
     assert (status, answer["error"]["code"]) == (400, "invalid_params")
     assert "/message" in {fault["path"] for fault in answer["error"]["details"]}

@@ -1,6 +1,8 @@
 """The echo route: the wire as conformance suites see it, under the limits of every socket."""
 
+import asyncio
 import struct
+import time
 import zlib
 
 import pytest
@@ -17,6 +19,7 @@ from tests.support.raw_socket import (
     RawSocket,
     frame_bytes,
 )
+from tests.support.socket_client import SocketClient
 from tests.support.waiting import until
 
 PATH = "/ws/echo"
@@ -181,6 +184,44 @@ async def test_the_limit_of_connections_holds_and_a_place_is_given_back(start_ga
     async with await opened(gateway) as third:
         await third.send_frame(TEXT, b"there is room")
         assert await third.read_frame() == (TEXT, b"there is room")
+
+
+@pytest.mark.gen_test
+async def test_echoes_take_few_places_and_leave_the_others_to_clients(start_gateway: StartGateway) -> None:
+    gateway = await echo_gateway(start_gateway, server__max_echo=2)
+    async with await opened(gateway), await opened(gateway):
+        async with await RawSocket.connect(gateway.url) as third:
+            refused = await third.upgrade(path=PATH)
+            assert (refused.status, refused.json()["error"]["code"]) == (503, "queue_full")
+            assert "2 connections of echo" in refused.json()["error"]["message"]
+        stranger = await SocketClient.connect(gateway.socket_url)
+        assert (await stranger.receive())["data"]["requiresAuth"] is True
+        await stranger.leave()
+    await until(lambda: gateway.services.hub.statistics().connections == 0)
+    async with await opened(gateway):
+        pass
+
+
+@pytest.mark.gen_test
+async def test_an_echo_that_says_nothing_is_closed_although_it_answers_pings(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await echo_gateway(
+        start_gateway,
+        websocket__read_timeout=0.6,
+        websocket__ping_interval=0.2,
+        websocket__pong_timeout=0.2,
+    )
+    async with await opened(gateway) as socket:
+        await asyncio.sleep(0.3)
+        await socket.send_frame(TEXT, b"still here")
+        said = time.monotonic()
+        while (frame := await socket.read_frame())[0] != CLOSE:
+            if frame[0] == PING:
+                await socket.send_frame(PONG, frame[1])
+        assert frame == (CLOSE, (3012).to_bytes(2, "big") + b"nothing was said")
+        assert time.monotonic() - said > 0.5
+    await until(lambda: gateway.services.hub.statistics().connections == 0)
 
 
 @pytest.mark.gen_test

@@ -19,6 +19,8 @@ from tests.support.waiting import until
 
 TESTS = Path(__file__).parent.parent
 Frame = dict[str, Any]
+SOON: dict[str, object] = {"server__place_timeout": 0.2, "server__probe_timeout": 0.2}
+"""For those who wait above their user's limit."""
 
 
 async def limited(start_gateway: StartGateway, **settings: object) -> LiveGateway:
@@ -72,10 +74,10 @@ async def test_one_connection_too_many_of_all_is_told_after_the_upgrade_and_the_
 async def test_one_connection_too_many_of_a_user_is_told_and_another_user_still_comes_in(
     start_gateway: StartGateway,
 ) -> None:
-    gateway = await limited(start_gateway, server__max_connections_per_user=1)
+    gateway = await limited(start_gateway, server__max_connections_per_user=1, **SOON)
     first = await gateway.connect("ann")
     told = await assert_told_and_closed(await gateway.connect("ann"), CloseCode.CONNECTION_LIMIT)
-    assert told["reason"] == "this user has 1 connections: close one first"
+    assert told["reason"] == "this user has 1 connection: close one first"
     other = await gateway.connect("bob")
     first.drop()
     assert await first.closed() is None
@@ -90,11 +92,12 @@ async def test_one_connection_too_many_of_a_user_is_told_and_another_user_still_
 async def test_a_socket_that_proves_to_be_one_too_many_is_told_and_gives_its_place_back(
     start_gateway: StartGateway,
 ) -> None:
-    gateway = await limited(start_gateway, server__max_connections_per_user=1)
+    gateway = await limited(start_gateway, server__max_connections_per_user=1, **SOON)
     first = await gateway.connect("ann")
     second = await SocketClient.connect(gateway.socket_url)
     assert (await second.receive())["data"]["requiresAuth"] is True
-    await second.send({"type": "auth", "data": {"token": gateway.token("ann")}})
+    answer = await second.request({"type": "auth", "data": {"token": gateway.token("ann")}})
+    assert answer["data"]["authenticated"] is True
     await assert_told_and_closed(second, CloseCode.CONNECTION_LIMIT)
     await until(lambda: gateway.services.hub.statistics().connections == 1)
     await first.leave()
@@ -127,7 +130,9 @@ async def test_beyond_what_can_be_told_a_connection_is_503_before_the_upgrade(
 async def test_a_stream_too_many_is_503_and_streams_and_sockets_count_together(
     start_gateway: StartGateway,
 ) -> None:
-    gateway = await limited(start_gateway, server__max_connections=3, server__max_connections_per_user=1)
+    gateway = await limited(
+        start_gateway, server__max_connections=3, server__max_connections_per_user=1, **SOON
+    )
     ann = {"Authorization": f"Bearer {gateway.token('ann')}"}
     async with await EventReader.open(gateway.url, ann) as stream:
         assert stream.head.status == 200

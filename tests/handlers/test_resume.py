@@ -18,7 +18,7 @@ from tests.support.raw_socket import RawSocket
 from tests.support.socket_client import Frame, SocketClient, tool_call
 from tests.support.waiting import until
 
-COUNTING_SERVER = Path(__file__).parent.parent / "servers" / "counting_server.py"
+COUNTING_SERVER = Path(__file__).parent.parent / "servers" / "slow_server.py"
 ROUNDS = 200
 
 
@@ -325,6 +325,7 @@ class Survivor:
                 await client.send(waiting[call_id])
 
 
+@pytest.mark.xdist_group("load")
 @pytest.mark.gen_test(timeout=60)
 async def test_two_hundred_cuts_at_random_moments_leave_every_call_answered_once_and_run_once(
     start_gateway: StartGateway, tmp_path: Path

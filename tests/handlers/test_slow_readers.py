@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,11 +15,11 @@ import pytest
 
 from tests.conftest import LiveGateway, StartGateway
 from tests.support.gateway_process import GatewayProcess
-from tests.support.raw_socket import TEXT, RawSocket
+from tests.support.raw_socket import PONG, TEXT, RawSocket
 from tests.support.socket_client import tool_call
 from tests.support.waiting import until
 
-COUNTING_SERVER = Path(__file__).parent.parent / "servers" / "counting_server.py"
+COUNTING_SERVER = Path(__file__).parent.parent / "servers" / "slow_server.py"
 MEBIBYTE = 1024 * 1024
 SMALL_BUFFER = 4096
 
@@ -235,13 +236,46 @@ async def test_a_client_that_asks_and_does_not_read_is_not_read_from_either(
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(ask_on_and_on(), 1.5)
     heard = conversation.frames_in  # type: ignore[attr-defined]
-    outbox = conversation._sink._outbox  # type: ignore[attr-defined]
+    outbox = conversation._sink._writer._outbox  # type: ignore[attr-defined]
     assert len(outbox) < 300
     await asyncio.sleep(0.1)
     assert conversation.frames_in == heard  # type: ignore[attr-defined]
     read_again(reader)
     await until(lambda: conversation.frames_in > heard)  # type: ignore[attr-defined]
     reader.writer.close()
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_client_that_asks_and_does_not_read_is_a_slow_reader_and_not_one_without_pongs(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    gateway = await slow_gateway(
+        start_gateway,
+        tmp_path,
+        websocket__frames_rate=1e6,
+        websocket__frames_burst=10**6,
+        websocket__ping_interval=0.2,
+        websocket__pong_timeout=0.2,
+        websocket__read_timeout=0.5,
+        websocket__write_timeout=1.5,
+    )
+    reader, _ = await subscriber(gateway.url, gateway.token(), "config")
+    stop_reading(reader)
+    frame = json.dumps({"type": "list_tools", "id": "x" * 100}).encode()
+    with suppress(OSError):
+        while not reader_is_closed(gateway):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(reader.send_frame(TEXT, frame), 0.1)
+                await asyncio.wait_for(reader.send_frame(PONG, b""), 0.1)  # it is there
+    await until(lambda: reader_is_closed(gateway))
+    read_again(reader)
+    last: dict[str, Any] = {}
+    while last.get("type") != "disconnect":
+        opcode, payload = await reader.read_frame()
+        last = json.loads(payload) if opcode == TEXT else last
+    assert last["data"]["code"] == 3008
+    reader.reset()
+    await until(lambda: not len(gateway.services.hub))
 
 
 def memory_of(pid: int) -> int:
@@ -251,6 +285,7 @@ def memory_of(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.xdist_group("load")
 @pytest.mark.gen_test(timeout=60)
 async def test_memory_stays_flat_with_two_hundred_readers_that_stop_under_a_thousand_events_a_second(
     gateway_process: Callable[..., GatewayProcess], tmp_path: Path
@@ -317,10 +352,10 @@ async def test_what_waits_behind_a_ping_alone_is_written_when_the_client_reads_a
     handler = conversation._sink  # type: ignore[attr-defined]
     stop_reading(reader)
     # Control frames alone fill the kernel's buffers: no text is under way when the event is put aside.
-    while not handler._is_writing():
+    while handler.has_room:
         handler.ping(b"x" * 125)
     gateway.services.bus.publish("config.updated", {"source": "behind the pings"})
-    assert len(handler._outbox) == 1
+    assert len(handler._writer._outbox) == 1
     read_again(reader)
     while (frame := await reader.read_frame())[0] != TEXT:
         pass

@@ -453,21 +453,35 @@ async def test_who_has_left_a_room_cannot_speak_in_it(start_gateway: StartGatewa
 
 
 @pytest.mark.gen_test
-async def test_a_member_that_comes_back_is_given_what_was_said(start_gateway: StartGateway) -> None:
+async def test_a_member_that_comes_back_is_given_what_was_said_and_a_newcomer_is_not(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway()
     ann, bob = await gateway.connect("ann", JOINS), await gateway.connect("bob", JOINS)
     await subscribe(ann, "room:ops")
     await subscribe(bob, "room:ops")
     since = (await ann.receive())["id"]
+    session = (await ann.request({"type": "status"}))["data"]["session"]
     await ann.leave()
     for number in range(3):
         await bob.send({"type": "publish", "data": {"channel": "room:ops", "payload": number}})
     await until(lambda: position_of(gateway).offset >= Position.parse(since).offset + 5)  # type: ignore[union-attr]
+    newcomer = await gateway.connect("cyd", JOINS)
+    told = await subscribe(newcomer, "room:ops", since=since)
+    assert (told["recovered"], sorted(members(told))) == (False, ["bob", "cyd"])
+    await bob.send({"type": "publish", "data": {"channel": "room:ops", "payload": "new"}})
+    assert (await newcomer.receive())["data"]["payload"] == "new"
+    await newcomer.leave()
     again = await gateway.connect("ann", JOINS)
-    told = await subscribe(again, "room:ops", since=since)
+    resume = {"session": session, "pending": [], "since": since}
+    assert (await again.request({"type": "resume", "id": "r", "data": resume}))["data"]["resumed"] is True
+    told = (await again.receive())["data"]
     assert (told["recovered"], sorted(members(told))) == (True, ["ann", "bob"])
-    seen = [await again.receive() for _ in range(5)]
-    assert [frame["type"] for frame in seen] == ["room.left"] + ["room.message"] * 3 + ["room.joined"]
+    seen = [await again.receive() for _ in range(8)]
+    assert [frame["type"].removeprefix("room.") for frame in seen] == [
+        *("left", "message", "message", "message"),
+        *("joined", "message", "left", "joined"),
+    ]
     assert [frame["data"].get("payload") for frame in seen[1:4]] == [0, 1, 2]
     again.close()
     bob.close()

@@ -14,7 +14,11 @@ import re
 import sys
 from urllib.parse import urlsplit
 
-EVENT = re.compile(rb'"type":"server\.log","id":"([0-9a-f]{16}-[0-9]+)".{0,120}?"line":"(\d+)"')
+SAID = re.compile(
+    rb'"type":"server\.log","id":"([0-9a-f]{16}-[0-9]+)"[^{]*\{[^}]*"line":"(\d+)"'
+    rb'|"type":"(subscribed|connected)"|"recovered":(true|false)'
+)
+LONGEST = 1024
 HEAD = b"\r\n\r\n"
 
 
@@ -70,19 +74,20 @@ class Reader:
         return "\r\n".join([*lines, "", ""]).encode()
 
     def _take(self, data: bytes, last: int) -> bytes:
-        if b'"type":"subscribed"' in data or b'"connected"' in data:
-            self.subscribed.set()
-        for found in re.finditer(rb'"recovered":(true|false)', data):
-            self.told.append(found[1] == b"true")
         end = 0
-        for found in EVENT.finditer(data):
-            end = found.end()
-            if self.lines and self.lines[-1] >= last:
-                break
-            self.position = found[1].decode()
-            self.lines.append(int(found[2]))
-        # What may be the beginning of an event is kept; what has been told is not told again.
-        return re.sub(rb'"(recovered|connected)"', b"", data[max(end, len(data) - 4096) :])
+        for said in SAID.finditer(data):
+            end = said.end()
+            if said[2] is not None:
+                if self.lines and self.lines[-1] >= last:
+                    break
+                self.position = said[1].decode()
+                self.lines.append(int(said[2]))
+            elif said[3] is not None:
+                self.subscribed.set()
+            else:
+                self.told.append(said[4] == b"true")
+        # What may be the beginning of more is kept; what has been told is not told again.
+        return data[max(end, len(data) - LONGEST) :]
 
     def report(self) -> str:
         """What came, in few words."""

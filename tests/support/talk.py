@@ -10,13 +10,16 @@ from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.backends.backend import LogCallback, ProgressCallback
 from mcpgw.backends.tools import Tool, ToolResult
 from mcpgw.bus import LocalBus
-from mcpgw.conversation import ClientInfo, Conversation, ConversationParts, ConversationSettings
+from mcpgw.conversation import Conversation
+from mcpgw.conversation_parts import ClientInfo, ConversationParts, ConversationSettings
 from mcpgw.errors import AuthFailed, CloseCode, ServerNotFound
 from mcpgw.gateway import Gateway
 from mcpgw.rooms import Rooms
 from mcpgw.session_store import SessionStore
 from mcpgw.settings import AuthSettings, BackendSettings, CallSettings, SessionSettings, WebSocketSettings
 from mcpgw.tracing import CallerTrace
+from mcpgw.wire.deliveries import Delivery
+from mcpgw.wire.events import Event
 from tests.support.gateway_process import ALL_SCOPES
 from tests.support.parts import AUDIT, TRACING, metrics, no_limits
 from tests.support.schemas import assert_valid_server_frame
@@ -55,7 +58,7 @@ class ScriptedGateway(Gateway):
         *,
         timeout_ms: int | None = None,
         on_started: Callable[[], None],
-        on_queued: Callable[[int], None],
+        on_queued: Callable[[int, int | None], None],
         on_progress: ProgressCallback,
         on_log: LogCallback,
         trace: CallerTrace | None = None,
@@ -99,6 +102,7 @@ class Recorder:
     """The sink of a conversation: keeps what was said, and holds it against the schemas."""
 
     def __init__(self) -> None:
+        self.has_place = True
         self.frames: list[Frame] = []
         self.closed: tuple[CloseCode, str] | None = None
 
@@ -107,9 +111,29 @@ class Recorder:
         """Everything is taken at once."""
         return True
 
-    def send_state(self, key: str, text: str, source: str) -> None:
+    @property
+    def frames_out(self) -> int:
+        """Nobody asks for it."""
+        return len(self.frames)
+
+    @property
+    def live_reader(self) -> "Recorder":
+        """Itself."""
+        return self
+
+    @property
+    def encoding(self) -> "Recorder":
+        """Itself: texts are kept as they are."""
+        return self
+
+    def encode(self, _event: Event, text: str) -> bytes:
+        """The text."""
+        return text.encode()
+
+    def send_event(self, delivery: Delivery) -> None:
         """Keep a frame."""
-        self.send_result(text)
+        assert delivery.frame == delivery.text.encode()
+        self.send_result(delivery.text)
 
     def send_stream(self, source: str, text: str) -> None:
         """Keep a frame."""
@@ -118,6 +142,12 @@ class Recorder:
     def identify(self, user: str) -> str | None:
         """Nobody is one too many."""
         return None
+
+    def come_first(self) -> None:
+        """Nobody else waits."""
+
+    def probe(self, seconds: float) -> None:
+        """There is always a sign of life."""
 
     def send_result(self, text: str) -> None:
         """Keep a frame."""

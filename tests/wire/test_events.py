@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mcpgw.wire.events import CHANNELS, EVENT_TYPES, LEVELS, Event, Position, channel_base
+from mcpgw.wire.events import CHANNELS, EVENT_TYPES, LEVELS, Event, Position, channel_base, checked_data
 from mcpgw.wire.validation import SchemaChecker
 from tests.support.schemas import assert_valid_event, assert_valid_event_frame
 
@@ -151,3 +153,39 @@ def test_a_channel_has_a_base_or_is_none(channel: str, base: str | None) -> None
 
 def test_levels_rise() -> None:
     assert LEVELS.index("debug") < LEVELS.index("warning") < LEVELS.index("emergency")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text('aä"\\', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["user", "clientId", "payload", "more"]), JSON), st.booleans())
+def test_the_text_of_an_event_is_its_data_whatever_was_encoded_before(
+    data: dict[str, object], before: bool
+) -> None:
+    known = {"payload": json.dumps(data["payload"])} if before and "payload" in data else None
+    encoded, size = checked_data(data, known)
+    said = Event(EVENT_TYPES["room.message"], 'user:"ä\n', data, 1, Position(EPOCH, 7), encoded=encoded)
+    frame = json.loads(said.text())
+    assert (frame["data"], frame["channel"]) == (data, 'user:"ä\n')
+    length = len(said.text().encode())
+    assert length / 7 - 150 <= size <= length + 100, "about what its text has"
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), JSON),
+    st.sampled_from([float("inf"), "\udfff", "ä\ud800", 10**5000]),
+)
+def test_data_with_what_is_no_json_is_found_wherever_it_is(data: dict[str, object], broken: object) -> None:
+    for place in (broken, [broken], {"in": {"side": broken}}):
+        with pytest.raises(ValueError, match=r"JSON|surrogates|digits"):
+            checked_data(data | {"b": place})

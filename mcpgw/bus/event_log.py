@@ -1,0 +1,209 @@
+"""What has happened, as far as it is remembered: every kind of channel has a share of its own.
+
+Much traffic in one place must not make the gateway forget what happened in another: a flood of a user's
+words in a room costs older words of rooms, and nothing else.
+"""
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
+from typing import Final
+
+from mcpgw.wire.events import EVENT_TYPES, Event, Position, channel_base
+
+EVENT_BYTES: Final = 512
+"""What an event costs beside its text: the object, its position, its members."""
+_KINDS: Final = tuple(dict.fromkeys(row.channel for row in EVENT_TYPES.values()))
+_MOST_QUIET: Final = 10_000
+_SWEEPS_IN_AN_AGE: Final = 8
+_FEW: Final = 64
+
+
+class _Entry:
+    """An event in the log: when it came (seconds of the log's clock) and what it costs in bytes."""
+
+    __slots__ = ("born", "event", "offset", "size")
+
+    def __init__(self, event: Event, size: int, born: float) -> None:
+        self.event = event
+        self.offset = event.position.offset
+        self.size = size
+        self.born = born
+
+
+_OFFSET: Final = attrgetter("offset")
+_GONE: Final = _Entry(Event(EVENT_TYPES["gateway.started"], "gateway", {}, 0, Position("", 0)), 0, 0.0)
+"""Stands where an event was that is forgotten, until the place itself goes."""
+
+
+class _ChannelLog:
+    """The events of one channel, in order; `forgotten` is the offset of the newest that was dropped."""
+
+    __slots__ = ("_entries", "_first", "bytes", "forgotten", "name", "size_class")
+
+    def __init__(self, name: str, forgotten: int) -> None:
+        self.name = name
+        self.forgotten = forgotten
+        self.bytes = 0
+        self.size_class = 0
+        # A list with a place where it begins: unlike a deque it can be searched by halves.
+        self._entries: list[_Entry] = []
+        self._first = 0
+
+    def __len__(self) -> int:
+        return len(self._entries) - self._first
+
+    @property
+    def oldest(self) -> _Entry:
+        return self._entries[self._first]
+
+    def append(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        self.bytes += entry.size
+
+    def drop(self) -> _Entry:
+        entry = self.oldest
+        self._entries[self._first] = _GONE
+        self._first += 1
+        if self._first >= _FEW and self._first * 2 >= len(self._entries):
+            del self._entries[: self._first]
+            self._first = 0
+        self.bytes -= entry.size
+        self.forgotten = entry.offset
+        return entry
+
+    def behind(self, offset: int, limit: int | None) -> Iterator[Event]:
+        first = bisect_right(self._entries, offset, lo=self._first, key=_OFFSET)
+        last = None if limit is None else first + limit
+        return (entry.event for entry in self._entries[first:last])
+
+
+class _Kind:
+    """All channels of one kind (``servers``, or all rooms), which share what is the kind's."""
+
+    __slots__ = ("_by_size", "_floor", "_quiet", "bytes", "count", "logs")
+
+    def __init__(self) -> None:
+        self.logs: dict[str, _ChannelLog] = {}
+        self.count = 0
+        self.bytes = 0
+        # Channels by the number of binary digits of their bytes: the largest but for a factor of two are
+        # found at once, however many there are.
+        self._by_size: dict[int, dict[_ChannelLog, None]] = {}
+        # What channels without an event in the log have lost. There may be any number of rooms: of the
+        # channels that have been quiet for longest only the newest loss of all is known.
+        self._quiet: dict[str, int] = {}
+        self._floor = 0
+
+    def append(self, name: str, entry: _Entry) -> None:
+        log = self.logs.get(name)
+        if log is None:
+            log = self.logs[name] = _ChannelLog(name, self._quiet.pop(name, self._floor))
+        log.append(entry)
+        self.count += 1
+        self.bytes += entry.size
+        self._sort(log)
+
+    def largest(self) -> _ChannelLog:
+        return next(iter(self._by_size[max(self._by_size)]))
+
+    def drop(self, log: _ChannelLog) -> int:
+        """Forget the oldest event of `log`; returns the bytes of it."""
+        entry = log.drop()
+        self.count -= 1
+        self.bytes -= entry.size
+        self._sort(log)
+        if not log:
+            del self.logs[log.name]
+            self._quiet[log.name] = log.forgotten
+            if len(self._quiet) > _MOST_QUIET:
+                self._floor = max(self._floor, self._quiet.pop(next(iter(self._quiet))))
+        return entry.size
+
+    def forgotten(self, name: str) -> int:
+        log = self.logs.get(name)
+        return self._quiet.get(name, self._floor) if log is None else log.forgotten
+
+    def _sort(self, log: _ChannelLog) -> None:
+        size_class = log.bytes.bit_length()
+        if size_class == log.size_class:
+            return
+        if log.size_class:
+            old = self._by_size[log.size_class]
+            del old[log]
+            if not old:
+                del self._by_size[log.size_class]
+        if size_class:
+            self._by_size.setdefault(size_class, {})[log] = None
+        log.size_class = size_class
+
+
+class EventLog:
+    """The newest events of every channel, none older than `max_age` seconds.
+
+    Of each kind of channel at most `max_events` are held: where there are more, the room (or user) that has
+    most gives up its oldest. All together have at most `max_bytes`: where there are more, the kind that has
+    most gives way in the same manner. So each kind has what it needs up to its even share of the bytes, and
+    within rooms each room up to half of its even share of theirs, whatever the others do.
+    """
+
+    def __init__(self, max_events: int, max_age: float, max_bytes: int) -> None:
+        self._max_events = max_events
+        self._max_age = max_age
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kinds = {name: _Kind() for name in _KINDS}
+        self._next_sweep = 0.0
+
+    def append(self, event: Event, size: int, now: float) -> None:
+        """Add the newest event; `size` is about what its texts have, in bytes, and `now` grows."""
+        if now >= self._next_sweep:
+            self._next_sweep = now + self._max_age / _SWEEPS_IN_AN_AGE
+            for each in self._kinds.values():
+                for log in list(each.logs.values()):
+                    self._forget_old(each, log, now)
+        kind = self._kinds[event.type.channel]
+        kind.append(event.channel, _Entry(event, EVENT_BYTES + size, now))
+        self._bytes += EVENT_BYTES + size
+        if kind.count > self._max_events:
+            self._bytes -= kind.drop(kind.largest())
+        while self._bytes > self._max_bytes:
+            most = max(self._kinds.values(), key=_BYTES)
+            self._bytes -= most.drop(most.largest())
+
+    def forgotten(self, channels: Collection[str], now: float) -> int:
+        """The offset of the newest event that was one of `channels` and is forgotten; 0 where none is."""
+        newest = 0
+        for channel in channels:
+            base = channel_base(channel)
+            if base is not None:
+                kind = self._kinds[base]
+                if (log := kind.logs.get(channel)) is not None:
+                    self._forget_old(kind, log, now)
+                newest = max(newest, kind.forgotten(channel))
+        return newest
+
+    def behind(self, offset: int, channels: Collection[str], limit: int | None) -> list[Event]:
+        """The events of `channels` behind `offset`, in order; the oldest `limit` of them where there is one.
+
+        Costs the logarithm of what each channel holds, and what is given.
+        """
+        logs = []
+        for channel in channels:
+            base = channel_base(channel)
+            if base is not None and (log := self._kinds[base].logs.get(channel)) is not None:
+                logs.append(log.behind(offset, limit))
+        if len(logs) == 1:
+            return list(logs[0])
+        return list(islice(merge(*logs, key=_POSITION), limit))
+
+    def _forget_old(self, kind: _Kind, log: _ChannelLog, now: float) -> None:
+        oldest = now - self._max_age
+        while log and log.oldest.born < oldest:
+            self._bytes -= kind.drop(log)
+
+
+_BYTES: Final = attrgetter("bytes")
+_POSITION: Final = attrgetter("position.offset")

@@ -1,0 +1,245 @@
+"""What a session has of events: its subscriptions, its rooms, and the way from what it missed to the present.
+
+Source: the wire contract, sections 3 (`subscribe` to `publish`) and 4.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from mcpgw.access.tokens import Principal
+from mcpgw.bus import Bus
+from mcpgw.errors import PermissionDenied, QueueFull, TooLarge, UnknownChannel, suggest
+from mcpgw.event_reader import CatchUp, LogMovedOnError
+from mcpgw.metrics import Metrics
+from mcpgw.rooms import Rooms
+from mcpgw.subscriptions import ROOM, Subscription, may_read_channel, require_channel
+from mcpgw.wire import frames
+from mcpgw.wire.deliveries import LiveReader
+from mcpgw.wire.events import Event, Position
+from mcpgw.wire.frames import ReplyTo, ServerFrame
+
+_STEP = 16
+_LONGEST_PAYLOAD = 65536
+_MOST_CHANNELS = 100
+
+
+class Outlet(Protocol):
+    """The connection that a session speaks through at the moment."""
+
+    @property
+    def live_reader(self) -> LiveReader:
+        """What takes events as they happen."""
+
+    def say_result(self, text: str) -> None:
+        """Send what must not be lost."""
+
+    def say_stream(self, source: str, text: str) -> None:
+        """Send what may be dropped where the reader is too slow; `source` is told how much was."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing waits: more of what was missed can be sent."""
+
+    def fell_behind(self) -> None:
+        """What was missed is no longer in the log: end this connection."""
+
+    def replaced(self) -> None:
+        """The session goes on through another connection: end this one."""
+
+
+class SessionEvents:
+    """The subscriptions of one client; `outlet` and `client_id` are those of its present connection."""
+
+    __slots__ = (
+        "_bus",
+        "_catching_up",
+        "_metrics",
+        "_rooms",
+        "_subscriptions",
+        "client_id",
+        "has_subscribed",
+        "outlet",
+    )
+
+    def __init__(self, bus: Bus, rooms: Rooms, *, client_id: str, metrics: Metrics) -> None:
+        self.client_id = client_id
+        self.outlet: Outlet | None = None
+        self.has_subscribed = False
+        self._bus = bus
+        self._rooms = rooms
+        self._metrics = metrics
+        self._subscriptions: dict[str, Subscription] = {}
+        self._catching_up: list[CatchUp] = []
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels that are subscribed."""
+        return tuple(self._subscriptions)
+
+    def subscribe(self, frame: frames.Subscribe, principal: Principal) -> None:
+        """Answer, then send what was missed or the present state, then all that comes.
+
+        Raises:
+            UnknownChannel: there is no such channel.
+            PermissionDenied: the caller may not read it.
+        """
+        require_channel(principal, frame.channel)
+        if frame.channel not in self._subscriptions and len(self._subscriptions) >= _MOST_CHANNELS:
+            raise QueueFull(f"{_MOST_CHANNELS} channels are subscribed: unsubscribe from one first")
+        begins = self._come_in(frame.channel, principal.user)
+        old = self._subscriptions.pop(frame.channel, None)
+        if old is not None:
+            old.stop()
+        else:
+            self._metrics.subscribed(frame.channel)
+        self.has_subscribed = True
+        subscription = Subscription(
+            principal,
+            frame.channel,
+            frame.filter,
+            self._deliver_missed,
+            reader=None if self.outlet is None else self.outlet.live_reader,
+            count=self._metrics.frame_sent,
+        )
+        self._subscriptions[frame.channel] = subscription
+        subscription.begins = begins
+        since, reaches_back = frame.since, True
+        if since is not None and since.epoch == self._bus.position.epoch and since.offset < begins - 1:
+            # What was said before is not for this reader, who is told that something is missing.
+            since, reaches_back = Position(since.epoch, begins), False
+        self._catch_up_from({frame.channel: subscription}, since, frame.reply, reaches_back=reaches_back)
+
+    def _come_in(self, channel: str, user: str) -> int:
+        """Join a room, where `channel` is one; answers the offset behind which the client may read it."""
+        if not channel.startswith(ROOM):
+            return 0
+        self._rooms.join(channel, self.client_id, user)
+        # A member from before, this session's earlier connections counting, stays one.
+        member = self._subscriptions.get(channel)
+        return self._bus.position.offset if member is None else member.begins
+
+    def unsubscribe(self, frame: frames.Unsubscribe) -> None:
+        """End a subscription, and answer.
+
+        Raises:
+            UnknownChannel: it is not subscribed.
+        """
+        if frame.channel not in self._subscriptions:
+            raise UnknownChannel(
+                f"the channel {frame.channel[:64]!r} is not subscribed{suggest(frame.channel, self.channels)}"
+            )
+        self._leave(frame.channel)
+        self._say(frames.Unsubscribed(frame.channel), frame.reply)
+
+    def publish(self, frame: frames.Publish, principal: Principal) -> None:
+        """Say something in a room that the client is in, and answer.
+
+        Raises:
+            UnknownChannel: there is no such channel, or it is no room.
+            PermissionDenied: the client is not in the room.
+        """
+        require_channel(principal, frame.channel)
+        if not frame.channel.startswith(ROOM):
+            raise UnknownChannel("only rooms can be published to: room:NAME")
+        if frame.channel not in self._subscriptions:
+            raise PermissionDenied(
+                f"subscribe to {frame.channel!r} first: a room's members alone speak in it"
+            )
+        payload = frames.dumps(frame.payload)
+        if len(payload) > _LONGEST_PAYLOAD:
+            raise TooLarge(f"a room takes payloads of at most {_LONGEST_PAYLOAD} characters")
+        position = self._bus.publish(
+            "room.message",
+            {"user": principal.user, "clientId": self.client_id, "payload": frame.payload},
+            channel=frame.channel,
+            encoded={"payload": payload},
+        )
+        self._say(frames.Published(frame.channel, position.offset), frame.reply)
+
+    def belong_to(self, principal: Principal) -> None:
+        """Go on with another token of the same user, which may grant less than the one that subscribed."""
+        for channel, subscription in list(self._subscriptions.items()):
+            subscription.principal = principal
+            if not may_read_channel(principal, channel):
+                self._leave(channel)
+                self._say(frames.Unsubscribed(channel), None)
+
+    def catch_up(self) -> None:
+        """Go on with what was missed while the outlet has room for it; it calls again when it has."""
+        while self._catching_up and self.outlet is not None and self.outlet.has_room:
+            catch_up = self._catching_up[0]
+            try:
+                catch_up.step(_STEP)
+            except LogMovedOnError:
+                self.outlet.fell_behind()
+                return
+            if catch_up.is_live:
+                self._catching_up.remove(catch_up)
+
+    def silence(self) -> None:
+        """Deliver nothing more; what is subscribed stays known, for `replay`."""
+        self._catching_up.clear()
+        for subscription in self._subscriptions.values():
+            subscription.stop()
+
+    def go_away(self) -> None:
+        """Deliver nothing more, let the connection's reader go, and leave the rooms."""
+        self.silence()
+        for channel, subscription in self._subscriptions.items():
+            subscription.through(None)
+            if channel.startswith(ROOM):
+                self._rooms.leave(channel, self.client_id)
+
+    def come_back(self, outlet: Outlet, client_id: str) -> None:
+        """Speak through another connection, as another member of the rooms."""
+        self.client_id = client_id
+        self.outlet = outlet
+        for subscription in self._subscriptions.values():
+            subscription.through(outlet.live_reader)
+
+    def replay(self, since: Position | None, user: str | None) -> None:
+        """Send every subscribed channel's events behind `since`, in the order of the log."""
+        for channel in self._subscriptions:
+            if channel.startswith(ROOM) and user is not None:
+                self._rooms.join(channel, self.client_id, user)
+        if self._subscriptions:
+            # Without a position it is not known what was missed: it may be anything.
+            self._catch_up_from(dict(self._subscriptions), since or Position("", 0), None)
+
+    def end(self) -> None:
+        """The client will not come back: leave every channel."""
+        self.go_away()
+        for channel in self._subscriptions:
+            self._metrics.unsubscribed(channel)
+        self._subscriptions.clear()
+
+    def _leave(self, channel: str) -> None:
+        self._subscriptions.pop(channel).stop()
+        self._metrics.unsubscribed(channel)
+        if channel.startswith(ROOM):
+            self._rooms.leave(channel, self.client_id)
+
+    def _catch_up_from(
+        self,
+        subscriptions: Mapping[str, Subscription],
+        since: Position | None,
+        reply: ReplyTo | None,
+        *,
+        reaches_back: bool = True,
+    ) -> None:
+        """Answer for each channel, then begin to send what was missed or the present state."""
+        catch_up = CatchUp(self._bus, subscriptions, since)
+        for channel in subscriptions:
+            present = self._rooms.present(channel) if channel.startswith(ROOM) else None
+            recovered = catch_up.recovered is not False and reaches_back
+            self._say(frames.Subscribed(channel, catch_up.position, recovered, present), reply)
+        self._catching_up.append(catch_up)
+        self.catch_up()
+
+    def _deliver_missed(self, _event: Event, text: str) -> None:
+        if self.outlet is not None:
+            self.outlet.say_result(text)  # asked for when there was room: nothing of it may be dropped
+
+    def _say(self, frame: ServerFrame, reply: ReplyTo | None) -> None:
+        if self.outlet is not None:
+            self.outlet.say_result(frames.encode(frame, reply))
