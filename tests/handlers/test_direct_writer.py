@@ -4,11 +4,11 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 from tornado.iostream import IOStream
 
-from handlers.direct_writer import DirectWriter
 from mcpgw.hub import Hub, Place
 from mcpgw.services import WriterParts
 from mcpgw.turns import Turns
@@ -16,6 +16,11 @@ from mcpgw.wire.deliveries import Delivery
 from mcpgw.wire.events import EVENT_TYPES, Event, Position
 from tests.support.parts import metrics
 from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from handlers.direct_writer import DirectWriter
+else:
+    from mcpgw.handlers.direct_writer import DirectWriter
 
 SMALL = 4096
 

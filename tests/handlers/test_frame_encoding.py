@@ -2,14 +2,20 @@
 
 import struct
 import zlib
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.frame_encoding import FrameEncoding, frame_encoding, text_frame
-from handlers.stream_writer import StreamEncoding
 from mcpgw.wire.events import EVENT_TYPES, Event, Position
+
+if TYPE_CHECKING:
+    from handlers.frame_encoding import FrameEncoding, frame_encoding, text_frame
+    from handlers.stream_writer import StreamEncoding
+else:
+    from mcpgw.handlers.frame_encoding import FrameEncoding, frame_encoding, text_frame
+    from mcpgw.handlers.stream_writer import StreamEncoding
 
 
 def event(offset: int = 1) -> Event:

@@ -254,10 +254,10 @@ async def test_a_client_that_asks_and_does_not_read_is_a_slow_reader_and_not_one
         tmp_path,
         websocket__frames_rate=1e6,
         websocket__frames_burst=10**6,
-        websocket__ping_interval=0.2,
-        websocket__pong_timeout=0.2,
-        websocket__read_timeout=0.5,
-        websocket__write_timeout=1.5,
+        websocket__ping_interval=0.7,
+        websocket__pong_timeout=0.7,
+        websocket__read_timeout=2.0,
+        websocket__write_timeout=3.0,
     )
     reader, _ = await subscriber(gateway.url, gateway.token(), "config")
     stop_reading(reader)
