@@ -21,7 +21,14 @@ READERS = 1000
 CUT = 50
 EVENTS = 1000
 AT_ONCE = 5
-LIMITS = {"server.max_connections": 3000, "server.max_connections_per_user": 3000}
+# Readers of a busy machine: that the slow and the silent are closed in time is shown elsewhere.
+LIMITS = {
+    "server.max_connections": 3000,
+    "server.max_connections_per_user": 3000,
+    "websocket.ping_interval": 300,
+    "websocket.read_timeout": 300,
+    "websocket.write_timeout": 120,
+}
 FILES = 5000
 
 
