@@ -36,6 +36,7 @@ class DirectWriter:
     """
 
     __slots__ = (
+        "_is_awaited",
         "_is_closed",
         "_is_idle",
         "_last_write",
@@ -55,7 +56,8 @@ class DirectWriter:
     def __init__(self, stream: IOStream, owner: Writing, place: Place, parts: WriterParts) -> None:
         """Write to `stream`, on which nobody else writes without telling `wait_for`.
 
-        Frames are counted in `place`; `owner` is told how it goes.
+        Frames are counted in `place`; `owner` is told how it goes. Where the stream is closed already, all
+        that is sent goes nowhere.
         """
         self._stream = stream
         self._owner = owner
@@ -65,14 +67,14 @@ class DirectWriter:
         self._turn = -1
         self._together: list[tuple[bytes, str | None, str | None]] | None = None
         self._together_size = 0
-        self._outbox: Outbox[bytes] | None = None
+        self._is_awaited = False
+        self._outbox: Outbox | None = None
         self._slow: asyncio.TimerHandle | None = None
         self._last_write: asyncio.Future[None] | None = None
-        self._is_closed = False
+        self._is_closed = stream.closed()
         # Nothing waits and nothing is being written. One flag, since every delivery of an event looks at it.
-        self._is_idle = True
-        is_plain = type(stream) is IOStream
-        self._send: Callable[[bytes], int] = stream.socket.send if is_plain else self._send_through_stream
+        self._is_idle = not self._is_closed
+        self._send: Callable[[bytes], int] = len if self._is_closed else stream.socket.send
         if stream.writing():
             self.wait_for(stream.write(b""))  # the head of the answer is still on its way
 
@@ -126,7 +128,9 @@ class DirectWriter:
             self._is_idle = False
             self._together = []
             self._together_size = 0
-            self._turns.at_end(self._write_together)
+            if not self._is_awaited:
+                self._is_awaited = True
+                self._turns.at_end(self._end_turn)
         if self._together is None:
             self._put(frame, source, key)
             return
@@ -140,6 +144,12 @@ class DirectWriter:
         if frames is not None:
             self._is_idle = True
             self._write(b"".join(frame for frame, _, _ in frames), len(frames))
+
+    def _end_turn(self) -> None:
+        self._is_awaited = False
+        self._write_together()
+        # Here alone, and never amid the sending: who is told of room sends more, and may be doing so already.
+        if self._is_idle:
             self._owner.on_room()
 
     def _put(self, frame: bytes, source: str | None, key: str | None) -> None:
@@ -168,10 +178,6 @@ class DirectWriter:
     def _write_rest(self, data: bytes) -> None:
         with suppress(StreamClosedError):
             self.wait_for(self._stream.write(data))
-
-    def _send_through_stream(self, data: bytes) -> int:
-        self._write_rest(data)
-        return len(data)
 
     # --- who does not take it at once ----------------------------------------------------------------------
 

@@ -70,6 +70,8 @@ class EchoSocket(BareSocket):
         if self._silence is not None:
             self._silence.cancel()
         self.services.hub.remove(self)
+        if self._place is not None:
+            self._place.release()  # where a fault kept the socket from being known
 
     def on_finish(self) -> None:
         """Give the place back where no socket came to be."""

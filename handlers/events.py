@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from functools import partial
@@ -46,6 +47,7 @@ class EventStream(BaseHandler):
         self._writer: StreamWriter | None = None
         self._events = 0
         self._heartbeat = 0.0
+        self._latest_end = math.inf
         self._client_id = secrets.token_hex(6)
         self._place: Place | None = None
         self._start = self.services.bus.position
@@ -60,6 +62,9 @@ class EventStream(BaseHandler):
         user = None if self.principal is None else self.principal.user
         with self.services.hub.reserve("sse", user) as place:
             await self._wait_for_place(place)
+            if self._gone:
+                return  # nobody has to know that they were there
+            self.refuse_while_draining()
             if place.refusal is not None:
                 raise ConnectionLimit(place.refusal.reason)
             # Whatever is wrong with the request is answered before the stream begins.
@@ -70,7 +75,7 @@ class EventStream(BaseHandler):
             self.services.hub.add(self, place)
             started = time.monotonic()
             self._has_begun()
-            expiry = self._end_with_the_token()
+            expiry = self._end_with_the_token(reader)
             try:
                 await self._stream(reader)
             except StreamClosedError:
@@ -79,7 +84,7 @@ class EventStream(BaseHandler):
                 # The stream ends whole; the client comes back and is told that it has to load its state anew.
                 self._tell("reader is too slow")
             except TimeoutError:
-                # Nothing was read for the write timeout: there is no way to end such a stream whole.
+                # What waits was not taken in time: there is no way to end such a stream whole.
                 self._tell("reader does not read")
                 self.detach().close()
             finally:
@@ -174,11 +179,13 @@ class EventStream(BaseHandler):
         self.write(f"retry: {round(config.retry * 1000)}\n{self._connected(catch_up)}")
         async with asyncio.timeout(self.services.config.websocket.write_timeout):
             await self.flush()
+        if self._stream_below().closed():
+            raise StreamClosedError  # `flush` does not tell
         writer = self._begin_to_write(reader)
         self._heartbeat = loop.time() + config.heartbeat
         while not self._gone:
             self._wake.clear()
-            if self._is_slow:
+            if self._is_slow or loop.time() >= self._latest_end:
                 raise TimeoutError
             if loop.time() >= self._heartbeat:
                 self._heartbeat = loop.time() + config.heartbeat
@@ -192,7 +199,7 @@ class EventStream(BaseHandler):
             elif self._ending and writer.is_idle:
                 break
             self._waits_for_room = self._ending or not (catch_up is None or catch_up.is_live)
-            await self._wait(self._heartbeat)
+            await self._wait(min(self._heartbeat, self._latest_end))
 
     def _begin_to_write(self, reader: EventReader | None) -> StreamWriter:
         assert self._place is not None, "no stream without a place"  # noqa: S101
@@ -227,7 +234,7 @@ class EventStream(BaseHandler):
             async with asyncio.timeout_at(until):
                 await self._wake.wait()
         except TimeoutError:
-            pass  # it is time for a heartbeat
+            pass  # it is time for a heartbeat, or for the end
 
     def _take_missed(self, event: Event, text: str) -> None:
         # The present state comes first, out of order: its ids would move the reader's position back.
@@ -235,14 +242,22 @@ class EventStream(BaseHandler):
         if self._writer is not None:
             self._writer.send_text(text, identifier)
 
-    def _end_with_the_token(self) -> asyncio.TimerHandle | None:
+    def _end_with_the_token(self, reader: EventReader | None) -> asyncio.TimerHandle | None:
         """A stream ends with the token that began it: nothing can renew it in place."""
-        if self.principal is None:
+        if self.principal is None or reader is None:
             return None
         left = self.principal.expires_at + self.services.config.auth.leeway - time.time()
-        return asyncio.get_running_loop().call_later(left, self._end)
+        return asyncio.get_running_loop().call_later(left, self._token_is_over, reader)
+
+    def _token_is_over(self, reader: EventReader) -> None:
+        reader.stop()  # what the log still has for it, and what happens now, is not for this token
+        self._end()
 
     def _end(self) -> None:
+        """End when what waits is written, in so much time as a reader has who takes nothing."""
+        if not self._ending:
+            timeout = self.services.config.websocket.write_timeout
+            self._latest_end = asyncio.get_running_loop().time() + timeout
         self._ending = True
         self._wake.set()
 

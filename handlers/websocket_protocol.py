@@ -1,6 +1,7 @@
 """Tornado's WebSocket protocol, where RFC 6455 asks for more than it does.
 
-This is the one file that touches what is not public in Tornado (and `liveness.py`, one count). Tornado takes
+Nearly all that touches what is not public in Tornado is here. The rest: the attributes that `ws.py` keeps or
+lets go, a count of bytes in `direct_writer.py`, and the sign of a missing method in `base.py`. Tornado takes
 frames without a mask, echoes close codes that no frame may carry, forgets that a message is compressed when a
 ping comes between its fragments, passes over parameters of permessage-deflate, and drops a client whose offer
 it cannot take. Every fault makes it drop the TCP connection at once, so that a close frame is lost with it
@@ -26,6 +27,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 from tornado.util import _websocket_mask
 from tornado.websocket import (
+    WebSocketHandler,
     WebSocketProtocol13,
     _DecompressTooLargeError,
     _WebSocketDelegate,
@@ -123,6 +125,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         "_discard",
         "_failing",
         "_fragments",
+        "_has_begun",
         "_last_write",
         "_opcode",
         "_ping_due",
@@ -155,6 +158,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         """Whether the client began to close, by a close frame with any code or none."""
         self._discard: asyncio.Task[None] | None = None
         self._failing = False
+        self._has_begun = False
         self._last_write: asyncio.Future[None] | None = None
         self.writer: FrameWriter | None = None
         """Who writes to the stream past this, where somebody does; let go when the close frame is written."""
@@ -217,9 +221,19 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         # Nothing is kept between messages, in either direction: an idle connection then holds no window.
         return [(name, parameters | _NO_CONTEXT) for name, parameters in offers if _can_be_taken(parameters)]
 
+    async def _accept_connection(self, handler: WebSocketHandler) -> None:
+        try:
+            await super()._accept_connection(handler)
+        finally:
+            # Tornado tells nobody of the end where something went wrong before the first frame was awaited.
+            if not self._has_begun and self.stream is not None:
+                self._end_reading()
+
     async def _receive_frame_loop(self) -> None:
         """Begin to read. Tornado's own loop keeps itself, and all that has led to it, for the whole time."""
         stream = self.stream
+        if stream.closed():
+            return  # the client has gone since the upgrade, and with the stream all that it is made of
         stream._write_futures = _ShortQueue(stream._write_futures)  # type: ignore[assignment]  # noqa: SLF001
         waiting = stream._write_buffer  # noqa: SLF001
         waiting._buffers = _ShortQueue(waiting._buffers)  # type: ignore[assignment]  # noqa: SLF001
@@ -227,9 +241,9 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         try:
             head = _future_bytes(stream.read_bytes(2))
         except StreamClosedError:
-            self._end_reading()
-        else:
-            head.add_done_callback(self._read_frames)
+            return
+        self._has_begun = True
+        head.add_done_callback(self._read_frames)
 
     def _read_frames(self, head: "asyncio.Future[bytes]") -> None:
         self._reading = asyncio.ensure_future(self._frames(head))

@@ -245,8 +245,8 @@ class GatewaySocket(BareSocket):
         self._alive_at = time.monotonic()
         self._look_for_life()
         self._begin_to_write()
-        self.services.metrics.connection_opened("websocket")
         self.conversation = self.services.converse(self, client, self.principal, self.refused)
+        self.services.metrics.connection_opened("websocket")
         self.services.hub.add(self.conversation, self._place)
         self._wait_for_place()
         self.conversation.start()
@@ -269,7 +269,7 @@ class GatewaySocket(BareSocket):
         self._alive_at = time.monotonic()
         self.conversation.receive(message)
         self._count_frames()
-        if self.conversation.is_holding and self._wait is not None:
+        if self._wait is not None and self._holds_request:
             return self._wait.until_over()
         if self._open_writer.is_full:
             return self._until_room()
@@ -322,7 +322,7 @@ class GatewaySocket(BareSocket):
             self.on_ping_timeout()
 
     def _wait_for_place(self) -> None:
-        if self._place is not None and self._place.is_waiting:
+        if self._place is not None and self._place.is_waiting and self._wait is None:
             self._place.on_admitted = self._on_place
             timeout = self.services.config.server.place_timeout
             self._wait = _WaitForPlace(self.services.deadlines.call_later(timeout, self._on_no_place))
@@ -366,8 +366,8 @@ class GatewaySocket(BareSocket):
             self.conversation.lost(CloseCode.NORMAL if left else self.close_code)
             self.services.metrics.connection_closed("websocket")
             self.services.metrics.socket_closed(self.close_code)
-        elif self._place is not None:
-            self._place.release()
+        if self._place is not None:
+            self._place.release()  # where a fault kept the conversation from being known
         # They lead back here. The collector hardly ever looks at what has lived for as long as a connection.
         self.conversation = self._protocol = self._writer = None
 
@@ -378,8 +378,15 @@ class GatewaySocket(BareSocket):
 
     @property
     def is_held_back(self) -> bool:
-        """Whether the client is not read from until it reads; its pongs wait with all else that it sends."""
-        return self._room is not None
+        """Whether the client is not read from until it reads, or has a place for what it has asked for.
+
+        Its pongs wait with all else that it sends.
+        """
+        return self._room is not None or self._holds_request
+
+    @property
+    def _holds_request(self) -> bool:
+        return self._wait is not None and self.conversation is not None and self.conversation.is_holding
 
     def on_ping_timeout(self) -> None:
         """The client has not answered a ping in time."""

@@ -17,10 +17,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from types import TracebackType
 from typing import Literal, Protocol, TypeAlias
 
+from mcpgw.deadlines import Deadlines
 from mcpgw.logs import log_event
 from mcpgw.settings import ServerSettings
 
@@ -155,14 +157,20 @@ class Place:
 class Hub:
     """Knows who is connected: bounds how many, tells all when the gateway ends, and counts.
 
-    `settings` has the limits of connections in all and of one user. `clock` is monotonic, in seconds.
+    `settings` has the limits of connections in all and of one user. `clock` is monotonic, in seconds, and
+    `call_later` calls back so many seconds later; by default by the event loop that runs.
     """
 
     def __init__(
-        self, settings: ServerSettings | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: ServerSettings | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        call_later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self._settings = settings or ServerSettings()
         self._clock = clock
+        self._call_later = call_later or Deadlines().call_later
         self._connections: dict[Connection, Place | None] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -172,6 +180,7 @@ class Hub:
         self._leaving: Counter[str] = Counter()
         self._waiting: dict[str, deque[Place]] = {}
         self._probed: dict[str, float] = {}
+        self._to_probe: set[str] = set()
         self._unidentified = 0
         self._echoes = 0
         self._accepted = 0
@@ -395,14 +404,26 @@ class Hub:
             place.on_admitted()
 
     def _probe(self, user: str) -> None:
-        """Ask every connection of `user` for a sign of life, once in the time that each has to give one."""
+        """Ask every connection of `user` for a sign of life, once in the time that each has to give one.
+
+        Where that is not over they are asked once more when it is: one may have died since it was asked.
+        """
         now = self._clock()
-        if now - self._probed.get(user, -math.inf) < self._settings.probe_timeout:
+        left = self._probed.get(user, -math.inf) + self._settings.probe_timeout - now
+        if left > 0:
+            if user not in self._to_probe:
+                self._to_probe.add(user)
+                self._call_later(left, partial(self._probe_again, user))
             return
         self._probed[user] = now
         for connection, place in list(self._connections.items()):
             if place is not None and place.user == user and place.state == "counted":
                 connection.probe(self._settings.probe_timeout)
+
+    def _probe_again(self, user: str) -> None:
+        self._to_probe.discard(user)
+        if user in self._waiting:
+            self._probe(user)
 
     def _too_many_of_user(self) -> str:
         return f"this user has {_connections(self._settings.max_connections_per_user)}: close one first"

@@ -8,18 +8,17 @@ of each key waits, and streams lose their oldest. No socket, no loop, no clock: 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import AnyStr, Generic, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 Dropped: TypeAlias = Literal["state", "stream"]
 """What may be dropped for a slow reader."""
 
 
 @dataclass(slots=True)
-class _Item(Generic[AnyStr]):
-    """A text with its length in bytes. `source` is None for a result, `key` for all but a state."""
+class _Item:
+    """A frame that waits. `source` is None for a result, `key` for all but a state."""
 
-    text: AnyStr
-    size: int
+    text: bytes
     source: str | None
     key: str | None
 
@@ -32,8 +31,8 @@ class _Gap:
     dropped: int
 
 
-class Outbox(Generic[AnyStr]):
-    """The texts that wait for one reader, in the order in which they were put: strings, or encoded already.
+class Outbox:
+    """The texts that wait for one reader, encoded, in the order in which they were put.
 
     ==========  ===================================================================================
     results     answers, errors, replies: never dropped, and may pass the limits by themselves
@@ -68,7 +67,7 @@ class Outbox(Generic[AnyStr]):
         self,
         max_frames: int,
         max_bytes: int,
-        lagged: Callable[[str, int], AnyStr],
+        lagged: Callable[[str, int], bytes],
         *,
         on_drop: Callable[[Dropped], None] | None = None,
     ) -> None:
@@ -76,7 +75,7 @@ class Outbox(Generic[AnyStr]):
 
         Args:
             max_frames: most texts that wait, the frames of `lagged` not counted; at least 1.
-            max_bytes: most bytes (UTF-8) that wait, the frames of `lagged` not counted; at least 1.
+            max_bytes: most bytes that wait, the frames of `lagged` not counted; at least 1.
             lagged: makes the text of a frame from a source and the number of texts dropped of it. It is asked
                 when the frame is about to be taken, perhaps more than once, and must not raise.
             on_drop: told of each text that is dropped, what it was, to count them.
@@ -88,11 +87,11 @@ class Outbox(Generic[AnyStr]):
             raise ValueError(f"an outbox holds at least 1 frame and 1 byte, not {max_frames} and {max_bytes}")
         self._max_frames = max_frames
         self._max_bytes = max_bytes
-        self._lagged: Callable[[str, int], AnyStr] = lagged
+        self._lagged: Callable[[str, int], bytes] = lagged
         self._on_drop = on_drop
         # By position, which only grows. An OrderedDict gives its first entry at once; a dict, from which the
         # front is taken again and again, has to step over everything that stood there.
-        self._waiting: OrderedDict[int, _Item[AnyStr] | _Gap] = OrderedDict()
+        self._waiting: OrderedDict[int, _Item | _Gap] = OrderedDict()
         self._streams: OrderedDict[int, None] = OrderedDict()
         self._states: OrderedDict[str, int] = OrderedDict()
         self._gaps: dict[str, int] = {}
@@ -106,7 +105,7 @@ class Outbox(Generic[AnyStr]):
 
     @property
     def size(self) -> int:
-        """Bytes (UTF-8) that wait; frames of `lagged` have no size before they are taken."""
+        """Bytes that wait; frames of `lagged` have no size before they are taken."""
         return self._size
 
     @property
@@ -122,11 +121,11 @@ class Outbox(Generic[AnyStr]):
         """
         return len(self._waiting) - len(self._gaps) > self._max_frames or self._size > self._max_bytes
 
-    def put_result(self, text: AnyStr) -> None:
+    def put_result(self, text: bytes) -> None:
         """Add a text that is never dropped: a result, an error, a status, a reply."""
-        self._put(_Item(text, utf8_length(text), None, None))
+        self._put(_Item(text, None, None))
 
-    def put_state(self, key: str, text: AnyStr, *, source: str | None = None) -> None:
+    def put_state(self, key: str, text: bytes, *, source: str | None = None) -> None:
         """Add the present state of `key`; an older one that still waits gives way.
 
         `source` is what the reader is told where this text has to be dropped, by default `key`.
@@ -134,31 +133,27 @@ class Outbox(Generic[AnyStr]):
         if (older := self._states.pop(key, None)) is not None:
             self._forget(older)
         self._states[key] = self._next_position
-        self._put(_Item(text, utf8_length(text), key if source is None else source, key))
+        self._put(_Item(text, key if source is None else source, key))
 
-    def put_stream(self, source: str, text: AnyStr) -> None:
+    def put_stream(self, source: str, text: bytes) -> None:
         """Add a text of a stream; `source` is the name of its channel, or ``call:`` and the id of a call."""
         self._streams[self._next_position] = None
-        self._put(_Item(text, utf8_length(text), source, None))
+        self._put(_Item(text, source, None))
 
-    def take(self, max_bytes: int) -> list[AnyStr]:
+    def take(self, max_bytes: int) -> list[bytes]:
         """Take out the texts that are to be written next, oldest first.
 
-        Together they have at most `max_bytes` bytes (UTF-8), or it is one text that alone is longer. The list
+        Together they have at most `max_bytes` bytes, or it is one text that alone is longer. The list
         is empty only where nothing waits.
         """
-        texts: list[AnyStr] = []
+        texts: list[bytes] = []
         left = max_bytes
         while self._waiting:
             position, item = next(iter(self._waiting.items()))
-            if isinstance(item, _Gap):
-                text = self._lagged(item.source, item.dropped)
-                size = utf8_length(text)
-            else:
-                text, size = item.text, item.size
-            if texts and size > left:
+            text = self._lagged(item.source, item.dropped) if isinstance(item, _Gap) else item.text
+            if texts and len(text) > left:
                 break
-            left -= size
+            left -= len(text)
             texts.append(text)
             if isinstance(item, _Gap):
                 del self._gaps[item.source], self._waiting[position]
@@ -170,10 +165,10 @@ class Outbox(Generic[AnyStr]):
             self._forget(position)
         return texts
 
-    def _put(self, item: _Item[AnyStr]) -> None:
+    def _put(self, item: _Item) -> None:
         self._waiting[self._next_position] = item
         self._next_position += 1
-        self._size += item.size
+        self._size += len(item.text)
         while self.is_full:
             if self._streams:
                 self._drop(self._streams.popitem(last=False)[0])
@@ -185,14 +180,14 @@ class Outbox(Generic[AnyStr]):
     def _forget(self, position: int) -> None:
         item = self._waiting.pop(position)
         assert isinstance(item, _Item), "a gap is forgotten only with its source"  # noqa: S101
-        self._size -= item.size
+        self._size -= len(item.text)
 
     def _drop(self, position: int) -> None:
         """Put a gap in the place of a text, or add the text to the gap of its source."""
         item = self._waiting[position]
         assert isinstance(item, _Item), "a gap is never dropped"  # noqa: S101
         assert item.source is not None, "a result is never dropped"  # noqa: S101
-        self._size -= item.size
+        self._size -= len(item.text)
         self._dropped += 1
         if self._on_drop is not None:
             self._on_drop("stream" if item.key is None else "state")
@@ -212,11 +207,3 @@ class Outbox(Generic[AnyStr]):
         gap = self._waiting[position]
         assert isinstance(gap, _Gap), "what _gaps points at is a gap"  # noqa: S101
         return gap
-
-
-def utf8_length(text: str | bytes) -> int:
-    """The length of `text` in bytes, of UTF-8 where it is a string; takes no time where that is ASCII."""
-    # "surrogatepass", because measuring is not the place where half a character is found.
-    return (
-        len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    )

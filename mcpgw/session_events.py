@@ -3,7 +3,7 @@
 Source: the wire contract, sections 3 (`subscribe` to `publish`) and 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Protocol
 
 from mcpgw.access.tokens import Principal
@@ -53,6 +53,7 @@ class SessionEvents:
     __slots__ = (
         "_bus",
         "_catching_up",
+        "_is_stepping",
         "_metrics",
         "_rooms",
         "_subscriptions",
@@ -70,6 +71,7 @@ class SessionEvents:
         self._metrics = metrics
         self._subscriptions: dict[str, Subscription] = {}
         self._catching_up: list[CatchUp] = []
+        self._is_stepping = False
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -92,7 +94,7 @@ class SessionEvents:
             old.stop()
         else:
             self._metrics.subscribed(frame.channel)
-        self.has_subscribed = True
+        is_first, self.has_subscribed = not self.has_subscribed, True
         subscription = Subscription(
             principal,
             frame.channel,
@@ -107,7 +109,10 @@ class SessionEvents:
         if since is not None and since.epoch == self._bus.position.epoch and since.offset < begins - 1:
             # What was said before is not for this reader, who is told that something is missing.
             since, reaches_back = Position(since.epoch, begins), False
-        self._catch_up_from({frame.channel: subscription}, since, frame.reply, reaches_back=reaches_back)
+        for other in self._catching_up:
+            other.mix()
+        catch_up = CatchUp(self._bus, {frame.channel: subscription}, since, is_mixed=not is_first)
+        self._begin(catch_up, (frame.channel,), frame.reply, reaches_back=reaches_back)
 
     def _come_in(self, channel: str, user: str) -> int:
         """Join a room, where `channel` is one; answers the offset behind which the client may read it."""
@@ -166,15 +171,20 @@ class SessionEvents:
 
     def catch_up(self) -> None:
         """Go on with what was missed while the outlet has room for it; it calls again when it has."""
-        while self._catching_up and self.outlet is not None and self.outlet.has_room:
-            catch_up = self._catching_up[0]
-            try:
+        if self._is_stepping:
+            return  # the outlet has told of its room while it was given something; the loop below goes on
+        self._is_stepping = True
+        try:
+            while self._catching_up and self.outlet is not None and self.outlet.has_room:
+                catch_up = self._catching_up[0]
                 catch_up.step(_STEP)
-            except LogMovedOnError:
+                if catch_up.is_live and catch_up in self._catching_up:
+                    self._catching_up.remove(catch_up)
+        except LogMovedOnError:
+            if self.outlet is not None:
                 self.outlet.fell_behind()
-                return
-            if catch_up.is_live:
-                self._catching_up.remove(catch_up)
+        finally:
+            self._is_stepping = False
 
     def silence(self) -> None:
         """Deliver nothing more; what is subscribed stays known, for `replay`."""
@@ -198,13 +208,17 @@ class SessionEvents:
             subscription.through(outlet.live_reader)
 
     def replay(self, since: Position | None, user: str | None) -> None:
-        """Send every subscribed channel's events behind `since`, in the order of the log."""
+        """Send every subscribed channel's events behind `since`, in the order of the log.
+
+        A channel that had not reached the present, as far as `since` tells, goes on from an earlier place.
+        """
         for channel in self._subscriptions:
             if channel.startswith(ROOM) and user is not None:
                 self._rooms.join(channel, self.client_id, user)
         if self._subscriptions:
             # Without a position it is not known what was missed: it may be anything.
-            self._catch_up_from(dict(self._subscriptions), since or Position("", 0), None)
+            catch_up = CatchUp(self._bus, self._subscriptions, since or Position("", 0), again=True)
+            self._begin(catch_up, self.channels, None)
 
     def end(self) -> None:
         """The client will not come back: leave every channel."""
@@ -219,20 +233,20 @@ class SessionEvents:
         if channel.startswith(ROOM):
             self._rooms.leave(channel, self.client_id)
 
-    def _catch_up_from(
+    def _begin(
         self,
-        subscriptions: Mapping[str, Subscription],
-        since: Position | None,
+        catch_up: CatchUp,
+        channels: Sequence[str],
         reply: ReplyTo | None,
         *,
         reaches_back: bool = True,
     ) -> None:
         """Answer for each channel, then begin to send what was missed or the present state."""
-        catch_up = CatchUp(self._bus, subscriptions, since)
-        for channel in subscriptions:
+        for channel in channels:
             present = self._rooms.present(channel) if channel.startswith(ROOM) else None
-            recovered = catch_up.recovered is not False and reaches_back
-            self._say(frames.Subscribed(channel, catch_up.position, recovered, present), reply)
+            position, recovered = catch_up.start_of(channel)
+            told = frames.Subscribed(channel, position, recovered is not False and reaches_back, present)
+            self._say(told, reply)
         self._catching_up.append(catch_up)
         self.catch_up()
 

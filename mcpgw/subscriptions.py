@@ -9,7 +9,7 @@ from mcpgw.access.tokens import Principal
 from mcpgw.bus import Bus
 from mcpgw.errors import PermissionDenied, UnknownChannel, suggest
 from mcpgw.wire.deliveries import Delivery, Encoding, LiveReader
-from mcpgw.wire.events import CHANNELS, LEVELS, Event, channel_base
+from mcpgw.wire.events import CHANNELS, LEVELS, Event, Position, channel_base
 from mcpgw.wire.frames import EventFilter
 
 ROOM = "room:"
@@ -112,13 +112,52 @@ class SameView:
         self.count(event.type.name, count)
 
 
+_NOWHERE = Position("", 0)
+
+
+@dataclass(slots=True)
+class Beginning:
+    """From where a subscription was led to what happens live: what its reader's position means depends on it.
+
+    `position` is where it began, with the present state where `with_state`; where `is_lost`, its reader was
+    told that something was missing. `told` are the offsets that the reader may name without having been given
+    an event there. `is_mixed` says whether it may have been given newer events of others before the end was
+    reached, which was at the offset `live_at` (None before).
+    """
+
+    position: Position
+    with_state: bool
+    is_lost: bool
+    told: frozenset[int] = frozenset()
+    is_mixed: bool = False
+    live_at: int | None = None
+
+    def behind(self, seen: Position) -> tuple[Position, bool]:
+        """From where a reader that saw `seen` last is led anew, and whether with the present state.
+
+        Newer than the end of what it was led through means that all of that has come, since it was written
+        before. Else it is known only where all that was led came in one order; where it is not, it begins
+        again: something may come twice, and nothing is missing.
+        """
+        if seen.epoch != self.position.epoch or self._is_told_by(seen.offset):
+            return seen, False
+        if self.is_lost:
+            return _NOWHERE, True  # it may not have heard of that
+        return (min(seen, self.position), True) if self.with_state else (self.position, False)
+
+    def _is_told_by(self, offset: int) -> bool:
+        if self.live_at is not None and offset > self.live_at:
+            return True
+        return not self.is_mixed and offset > self.position.offset and offset not in self.told
+
+
 class Subscription:
     """One reader's view of one channel.
 
     `deliver` is given each event with its text, in order. Once the subscription listens, `reader` is given
     them in its place, where there is one: it shares what is prepared with all whose view is the same.
     Of what was missed, nothing up to the offset `begins` is given: nobody hears what was said in a room
-    before they came in.
+    before they came in. `beginning` is set by what leads it to what happens live.
     """
 
     __slots__ = (
@@ -129,6 +168,7 @@ class Subscription:
         "_principal",
         "_reader",
         "_view",
+        "beginning",
         "begins",
         "channel",
         "filter",
@@ -146,6 +186,7 @@ class Subscription:
         count: Callable[[str, int], None] = _uncounted,
     ) -> None:
         self.channel = channel
+        self.beginning: Beginning | None = None
         self.begins = 0
         self.filter = event_filter
         self.stop: Callable[[], None] = _nothing

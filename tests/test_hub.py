@@ -1,6 +1,7 @@
 """Who is connected: the limits, the count, and the end of all."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,13 +14,25 @@ from tests.support.waiting import until
 
 
 class Clock:
-    """A monotonic clock that goes on only when told."""
+    """A monotonic clock that goes on only when told, and calls back what was put off until then."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self._later: list[tuple[float, Callable[[], None]]] = []
 
     def __call__(self) -> float:
         return self.now
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._later.append((self.now + seconds, callback))
+
+    def go_on(self, seconds: float) -> None:
+        """Let so many seconds go by."""
+        self.now += seconds
+        due = [callback for when, callback in self._later if when <= self.now]
+        self._later = [each for each in self._later if each[0] > self.now]
+        for callback in due:
+            callback()
 
 
 @dataclass(eq=False)
@@ -46,7 +59,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def hub(clock: Clock) -> Hub:
-    return Hub(ServerSettings(max_connections=5, max_connections_per_user=2), clock=clock)
+    return Hub(
+        ServerSettings(max_connections=5, max_connections_per_user=2),
+        clock=clock,
+        call_later=clock.call_later,
+    )
 
 
 def test_connections_beyond_the_limit_of_all_are_refused_with_the_reason(hub: Hub) -> None:
@@ -127,7 +144,11 @@ def test_a_connection_that_is_being_closed_makes_room_for_one_that_waits_and_is_
 
 
 def test_a_user_who_has_many_connections_that_are_being_closed_gets_no_goodbye_for_more(clock: Clock) -> None:
-    hub = Hub(ServerSettings(max_connections=100, max_connections_per_user=2), clock=clock)
+    hub = Hub(
+        ServerSettings(max_connections=100, max_connections_per_user=2),
+        clock=clock,
+        call_later=clock.call_later,
+    )
     told = []
     for _ in range(4):
         place = hub.reserve("websocket", "ann")
@@ -154,12 +175,43 @@ def test_who_is_above_the_limit_has_the_others_asked_for_a_sign_of_life_once_in_
         hub.add(streams[name], hub.reserve("websocket", user))
     hub.reserve("websocket", "ann")
     assert [streams[name].probed for name in ("ann", "again", "bob")] == [[2.0], [2.0], []]
-    clock.now += 1
+    clock.go_on(1)
     hub.reserve("websocket", "ann").release()
     assert streams["ann"].probed == [2.0], "they have been asked and have some time to answer"
-    clock.now += 1.5
+    clock.go_on(3)
+    assert streams["ann"].probed == [2.0] * 2, "the first still waits"
+    clock.go_on(2)
     hub.reserve("websocket", "ann")
-    assert streams["ann"].probed == [2.0, 2.0]
+    assert streams["ann"].probed == [2.0] * 3
+
+
+def test_who_comes_soon_after_others_were_asked_has_them_asked_once_more_when_their_time_is_over(
+    hub: Hub, clock: Clock
+) -> None:
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        hub.add(stream, hub.reserve("websocket", "ann"))
+    hub.reserve("websocket", "ann").release()
+    clock.go_on(0.5)
+    hub.reserve("websocket", "ann")
+    clock.go_on(0.5)
+    hub.reserve("websocket", "ann").release()
+    assert [stream.probed for stream in streams] == [[2.0]] * 2
+    clock.go_on(1)
+    assert [stream.probed for stream in streams] == [[2.0] * 2] * 2, "one may have died since"
+    clock.go_on(60)
+    assert [stream.probed for stream in streams] == [[2.0] * 2] * 2, "once, however many have asked"
+
+
+def test_nobody_is_asked_once_more_where_nobody_waits_any_longer(hub: Hub, clock: Clock) -> None:
+    stream = Stream()
+    hub.add(stream, hub.reserve("websocket", "ann"))
+    hub.reserve("websocket", "ann")
+    for _ in range(2):
+        hub.reserve("websocket", "ann").release()
+        clock.go_on(0.5)
+    clock.go_on(60)
+    assert stream.probed == [2.0]
 
 
 def test_echoes_have_a_limit_of_their_own() -> None:
@@ -325,7 +377,12 @@ async def test_sweeps_are_done_again_and_again_until_they_are_cancelled() -> Non
 def test_no_order_of_coming_and_going_breaks_a_limit_or_loses_a_place(
     steps: list[tuple[str, str | None, int]],
 ) -> None:
-    hub = Hub(ServerSettings(max_connections=6, max_connections_per_user=3))
+    clock = Clock()
+    hub = Hub(
+        ServerSettings(max_connections=6, max_connections_per_user=3),
+        clock=clock,
+        call_later=clock.call_later,
+    )
     places: list[Place] = []
     for step, user, number in steps:
         if step == "reserve":

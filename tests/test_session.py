@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mcpgw.errors import CloseCode
 from mcpgw.kept_ends import EndedCalls, KeptEnd, KeptEnds, SharedLimit
 from mcpgw.settings import SessionSettings
+from mcpgw.wire.events import Position
 from tests.support.gateway_process import ALL_SCOPES
 from tests.support.talk import TOKENS, Frame, Talk, code_of, text_result
 
@@ -473,6 +474,270 @@ def test_a_call_that_was_here_is_remembered_and_forgetting_one_makes_others_doub
     for key in ("a", "b", "c", "d"):
         ended.add(key)
     assert [ended.may_hold(key) for key in ("b", "c", "d", "never")] == [True, True, True, False]
+
+
+# --- what was still on its way at a cut --------------------------------------------------------------------
+
+
+def alert(talk: Talk, message: str) -> str:
+    """Publish an alert; answers the position of its event."""
+    return str(talk.bus.publish("system.alert", {"level": "info", "message": message}))
+
+
+def alerts(said: list[Frame]) -> list[str]:
+    """The alerts among frames, in order."""
+    return [frame["data"]["message"] for frame in said if frame["type"] == "system.alert"]
+
+
+def recovered(said: list[Frame]) -> dict[str, bool]:
+    """What each channel was told of what it missed."""
+    return {f["data"]["channel"]: f["data"]["recovered"] for f in said if f["type"] == "subscribed"}
+
+
+def behind(count: int, room_for: int) -> tuple[Talk, list[Frame]]:
+    """A client with a live channel and one that has a part of what it missed; with what it was told."""
+    talk = Talk(scopes=EVERYTHING)
+    since = str(talk.bus.position)
+    for number in range(count):
+        alert(talk, str(number))
+    talk.say({"type": "subscribe", "data": {"channel": "servers"}})
+    talk.recorder.room_for = room_for
+    return talk, talk.say({"type": "subscribe", "data": {"channel": "system", "since": since}})
+
+
+@pytest.mark.gen_test
+async def test_what_was_still_to_come_of_a_channel_at_a_cut_comes_though_another_was_ahead() -> None:
+    first, told = behind(count=100, room_for=2)
+    assert 0 < len(alerts(told)) < 100
+    newest = publish(first, "live")
+    assert lines_of(first.recorder.take()) == ["live"]
+    first.cut()
+    second = first.again(scopes=EVERYTHING)
+    rest = second.resume(first.session, since=newest)
+    assert recovered(rest) == {"servers": True, "system": True}
+    assert alerts(rest) == [str(number) for number in range(100)], "nobody knows which of them had come"
+    assert lines_of(rest) == [], "nothing of the channel that was ahead is missing"
+    alert(second, "live")
+    assert alerts(second.recorder.take()) == ["live"]
+
+
+@pytest.mark.gen_test
+async def test_what_was_written_but_may_not_have_come_at_a_cut_is_given_again() -> None:
+    first, _ = behind(count=20, room_for=1000)
+    at_the_end = str(first.bus.position)
+    first.cut()
+    second = first.again(scopes=EVERYTHING)
+    rest = second.resume(first.session, since=at_the_end)
+    assert (recovered(rest)["system"], len(alerts(rest))) == (True, 20)
+
+
+@pytest.mark.gen_test
+async def test_who_has_seen_what_is_newer_than_all_that_was_missed_is_given_nothing_twice() -> None:
+    first, _ = behind(count=20, room_for=1000)
+    newest = publish(first, "live")
+    first.cut()
+    alert(first, "while away")
+    second = first.again(scopes=EVERYTHING)
+    rest = second.resume(first.session, since=newest)
+    assert (recovered(rest), alerts(rest)) == ({"servers": True, "system": True}, ["while away"])
+
+
+@pytest.mark.gen_test
+async def test_a_resume_that_is_cut_goes_on_where_its_client_says_and_does_not_begin_anew() -> None:
+    talk = Talk(scopes=EVERYTHING)
+    for channel in ("servers", "system"):
+        talk.say({"type": "subscribe", "data": {"channel": channel}})
+    since, session = publish(talk, "seen"), talk.session
+    talk.cut()
+    for number in range(100):
+        alert(talk, str(number))
+        publish(talk, str(number))
+    heard: list[Frame] = []
+    for _ in range(20):
+        talk = talk.again(scopes=EVERYTHING)
+        talk.recorder.room_for = 4
+        got = talk.resume(session, since=since)
+        assert recovered(got) == {"servers": True, "system": True}
+        heard += got
+        since = ([since] + [f["id"] for f in got if "." in f["type"]])[-1]
+        talk.cut()
+    assert alerts(heard) == lines_of(heard) == [str(number) for number in range(100)]
+
+
+@pytest.mark.gen_test
+async def test_the_present_state_that_was_still_to_come_at_a_cut_comes_on_resume() -> None:
+    first = Talk(scopes=EVERYTHING)
+    for number in range(50):
+        first.bus.publish("server.starting", {"serverId": str(number)})
+    first.recorder.room_for = 1
+    told = first.say({"type": "subscribe", "data": {"channel": "servers"}})
+    assert len(told) < 50
+    (position,) = (f"{f['data']['epoch']}-{f['data']['offset']}" for f in told if f["type"] == "subscribed")
+    first.cut()
+    first.bus.publish("server.stopped", {"serverId": "0"})
+    second = first.again(scopes=EVERYTHING)
+    rest = second.resume(first.session, since=position)
+    states = [(f["type"], f["data"]["serverId"]) for f in rest if f["type"].startswith("server.")]
+    assert states == [*(("server.starting", str(n)) for n in range(1, 50)), ("server.stopped", "0")]
+
+
+@pytest.mark.gen_test
+async def test_where_the_log_no_longer_has_what_was_still_to_come_that_channel_alone_is_not_recovered() -> (
+    None
+):
+    first, _ = behind(count=100, room_for=2)
+    newest = publish(first, "live")
+    first.cut()
+    for number in range(1100):  # the log of these conversations holds 1000
+        alert(first, f"later {number}")
+    publish(first, "while away")
+    second = first.again(scopes=EVERYTHING)
+    rest = second.resume(first.session, since=newest)
+    assert recovered(rest) == {"servers": True, "system": False}
+    assert lines_of(rest) == ["while away"]
+
+
+CHANNELS = ("servers", "system", "gateway")
+movements = st.one_of(
+    st.tuples(st.just("publish"), st.sampled_from(CHANNELS), st.integers(1, 40)),
+    st.tuples(st.just("subscribe"), st.sampled_from(CHANNELS), st.none() | st.integers(0, 100)),
+    st.tuples(st.just("room"), st.just(""), st.integers(0, 20)),
+    st.tuples(st.just("read"), st.just(""), st.integers(1, 30)),
+    st.tuples(st.just("cut"), st.just(""), st.integers(0, 60)),
+)
+
+
+class Commuter:
+    """A client of several channels that reads only a part of what is written before each cut.
+
+    `habit` is what it takes for its place: the last that it was told, the greatest, or its greatest event.
+    """
+
+    def __init__(self, habit: str) -> None:
+        self.habit = habit
+        self.talk = Talk(scopes=EVERYTHING)
+        self.session = self.talk.session
+        self.written: list[Frame] = []
+        self.had: dict[str, set[int]] = {channel: set() for channel in CHANNELS}
+        self.needs: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        self.place: dict[str, int] = {}
+        self.began_with_state: set[str] = set()
+        self.last: int | None = None
+        self.greatest = self.greatest_event = -1
+        self.talk.recorder.take()
+
+    def read(self, count: int) -> None:
+        """Read so many of the frames that were written."""
+        self.written += self.talk.recorder.take()
+        for frame in self.written[:count]:
+            if frame["type"] == "subscribed":
+                self._told(**frame["data"])
+            elif "." in frame["type"]:
+                offset = int(frame["id"].rpartition("-")[2])
+                self.had[frame["channel"]].add(offset)
+                self.greatest_event = max(self.greatest_event, offset)
+                # The present state is older than the place that was told with it.
+                if offset > self.place[frame["channel"]]:
+                    self._stand(offset)
+        del self.written[:count]
+
+    def _told(self, *, channel: str, offset: int, recovered: bool, **_: object) -> None:
+        self.place[channel] = offset
+        if not recovered:
+            self.began_with_state.add(channel)
+            self.needs[channel] = offset
+        elif channel not in self.needs:
+            self.needs[channel] = self.asked[channel]
+        self._stand(offset)
+
+    def _stand(self, offset: int) -> None:
+        self.last = offset
+        self.greatest = max(self.greatest, offset)
+
+    def since(self) -> str | None:
+        """The place that this client believes to have come to."""
+        offset = {
+            "last": -1 if self.last is None else self.last,
+            "greatest": self.greatest,
+            "greatest event": self.greatest_event,
+        }[self.habit]
+        return None if offset < 0 else f"{self.talk.bus.position.epoch}-{offset}"
+
+    def come_back(self, room_for: int | None) -> None:
+        """Lose the connection and what was not read, and go on with another."""
+        since = self.since()
+        self.written.clear()
+        self.talk.cut()
+        self.talk = self.talk.again(scopes=EVERYTHING)
+        self.talk.recorder.room_for = room_for
+        self.written += self.talk.resume(self.session, since=since)
+
+    def subscribe(self, channel: str, percent: int | None) -> None:
+        """Subscribe to a channel that was not yet, from a place in the log."""
+        if channel in self.asked:
+            return
+        now = self.talk.bus.position
+        data: dict[str, str] = {"channel": channel}
+        self.asked[channel] = now.offset if percent is None else now.offset * percent // 100
+        if percent is None:
+            self.began_with_state.add(channel)
+        else:
+            data["since"] = f"{now.epoch}-{self.asked[channel]}"
+        self.written += self.talk.recorder.take()
+        self.written += self.talk.say({"type": "subscribe", "data": data})
+
+    def publish(self, channel: str, count: int) -> None:
+        """Have things happen."""
+        for number in range(count):
+            if channel == "servers":
+                self.talk.bus.publish("server.starting", {"serverId": str(number % 7)})
+            elif channel == "system":
+                alert(self.talk, str(number))
+            else:
+                self.talk.bus.publish("gateway.error", {"faultId": str(number)})
+
+    def check(self) -> None:
+        """Nothing is missing of what was promised to follow, nor of the present state."""
+        bus = self.talk.bus
+        for channel, begins in self.needs.items():
+            log = bus.since(Position(bus.position.epoch, 0), [channel])
+            assert log.recovered
+            missing = {event.position.offset for event in log.events} - self.had[channel]
+            assert {offset for offset in missing if offset > begins} == set()
+            if channel in self.began_with_state:
+                state = {event.position.offset for event in bus.latest(channel)}
+                assert state <= self.had[channel]
+        assert set(self.needs) == set(self.asked)
+
+
+@settings(max_examples=150, deadline=None)
+@given(habit=st.sampled_from(["last", "greatest", "greatest event"]), script=st.lists(movements, max_size=25))
+def test_no_order_of_cuts_amid_what_was_missed_loses_an_event_of_any_channel(
+    habit: str, script: list[tuple[str, str, int | None]]
+) -> None:
+    async def run() -> None:
+        client = Commuter(habit)
+        for action, what, number in script:
+            match action:
+                case "publish":
+                    client.publish(what, number or 0)
+                case "subscribe":
+                    client.subscribe(what, number)
+                case "room":
+                    client.talk.recorder.room_for = number
+                    client.talk.conversation.catch_up()
+                case "read":
+                    client.read(number or 0)
+                case _:
+                    client.come_back(number)
+        client.come_back(None)
+        client.read(1 << 20)
+        client.check()
+        client.talk.conversation.lost(1000)
+        client.talk.sessions.close()
+
+    asyncio.run(run())
 
 
 # --- any order of things -----------------------------------------------------------------------------------

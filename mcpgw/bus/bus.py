@@ -7,9 +7,6 @@ from typing import Any, Protocol
 
 from mcpgw.wire.events import Event, Position
 
-Listener = Callable[[Event], None]
-"""Takes each event of a channel, in order; must not wait and must not raise."""
-
 
 class Audience(Protocol):
     """What listeners have in common, so that an event is prepared once for all of them.
@@ -89,7 +86,7 @@ class Bus(ABC):
     ) -> Callable[[], None]:
         """Have `listener` given every event of `channel` from now on; call the answer to end that.
 
-        With an `audience` it is given what that one prepares.
+        It must not wait. With an `audience` it is given what that one prepares.
         """
 
     @abstractmethod

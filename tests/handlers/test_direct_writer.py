@@ -268,3 +268,49 @@ async def test_who_waits_for_room_is_told_when_the_reader_is_gone() -> None:
         assert not reader.writer.is_idle
         reader.writer.send(b"to nobody\n")
         assert not reader.writer.is_full
+
+
+class Eager(Owner):
+    """Notes whether it is told of room while it is still sending."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_sending = False
+        self.told_amid = 0
+
+    def on_room(self) -> None:
+        """There is room again."""
+        super().on_room()
+        self.told_amid += self.is_sending
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("size", [10, 30_000], ids=["many", "large"])
+async def test_whoever_sends_is_told_of_room_at_the_end_of_the_turn_and_never_amid_the_sending(
+    size: int,
+) -> None:
+    with line() as reader:
+        reader.writer._owner = owner = Eager()
+        reader.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        owner.is_sending = True
+        for number in range(200):
+            reader.writer.send(f"{number} {'x' * size}\n".encode())
+        owner.is_sending = False
+        assert owner.rooms == 0
+        lines = await reader.read_until(f"199 {'x' * size}")
+        assert [each.split()[0] for each in lines] == [str(number) for number in range(200)]
+        await until(lambda: reader.writer.is_idle)
+        assert (owner.told_amid, owner.rooms > 0) == (0, True)
+
+
+@pytest.mark.gen_test
+async def test_room_is_told_of_once_for_a_turn_however_often_something_was_written_in_it() -> None:
+    with line() as reader:
+        for number in range(1 + 64 + 64 + 3):
+            reader.writer.send(f"{number}\n".encode())
+        await turn()
+        assert (reader.owner.rooms, len(reader.read())) == (1, 132)
+        for number in range(1 + 64):  # the last is written before the end of the turn
+            reader.writer.send(f"{number}\n".encode())
+        await turn()
+        assert (reader.owner.rooms, len(reader.read())) == (2, 65)

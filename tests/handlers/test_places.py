@@ -1,11 +1,13 @@
 """Coming back at the limit of a user: the dead make room, the living stay, and nobody is punished twice."""
 
 import asyncio
+import gc
 import json
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +19,11 @@ from tests.support.proxy import Proxy
 from tests.support.raw_socket import PING, PONG, TEXT, EventReader, RawSocket, fetch
 from tests.support.socket_client import SocketClient
 from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from handlers.ws import GatewaySocket
+else:
+    from mcpgw.handlers.ws import GatewaySocket
 
 Frame = dict[str, Any]
 LIMIT = 3
@@ -50,6 +57,14 @@ def user_events(gateway: LiveGateway) -> list[tuple[str, str]]:
         "user:ann", lambda event: told.append((event.type.name, event.data["clientId"]))
     )
     return told
+
+
+def sockets_of(gateway: LiveGateway) -> list[GatewaySocket]:
+    """Every open socket of a gateway."""
+    services = gateway.services
+    return [
+        each for each in gc.get_objects() if isinstance(each, GatewaySocket) and each.services is services
+    ]
 
 
 async def assert_refused(client: SocketClient) -> None:
@@ -258,6 +273,60 @@ async def test_a_sleeper_who_answers_the_probe_in_time_stays(
         assert (await sleeper.read_json())["type"] == "pong"
 
 
+@pytest.mark.gen_test(timeout=30)
+async def test_who_is_not_read_while_it_waits_is_alive_all_the_same(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    here = await limited(
+        start_gateway,
+        tmp_path,
+        server__max_connections_per_user=1,
+        server__place_timeout=30,
+        server__probe_timeout=30,
+        websocket__ping_interval=0.4,
+        websocket__pong_timeout=0.2,
+        websocket__read_timeout=0.6,
+    )
+    living, _ = await here.connect()
+    waiting, _ = await here.connect()
+    await waiting.send({"type": "list_tools", "id": "t"})
+    # Nothing is said while it waits, and its pongs are read by nobody.
+    with pytest.raises(TimeoutError):
+        await waiting.receive_message(2.5)
+    await living.leave()
+    answer = await waiting.receive()
+    assert (answer["type"], answer["id"]) == ("tools", "t")
+    with pytest.raises(TimeoutError):
+        await waiting.receive_message(1.5)
+    await waiting.leave()
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_who_says_twice_who_they_are_while_they_wait_leaves_nothing_behind(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    here = await limited(start_gateway, tmp_path, server__place_timeout=30, server__probe_timeout=30)
+    living = [await here.connect() for _ in range(LIMIT)]
+    gone = {id(each) for each in sockets_of(here.gateway)}
+    waiting, _ = await here.connect()
+    (handler,) = (weakref.ref(each) for each in sockets_of(here.gateway) if id(each) not in gone)
+    for _ in range(2):
+        answer = await waiting.request({"type": "auth", "data": {"token": here.gateway.token("ann")}})
+        assert answer["data"]["authenticated"] is True
+    assert here.gateway.services.hub.statistics().waiting == 1
+    waiting.drop()
+    await until(lambda: here.gateway.services.hub.statistics().waiting == 0)
+
+    def is_gone() -> bool:
+        gc.collect()
+        return handler() is None
+
+    await until(is_gone, seconds=5, what="the end of the socket")
+    waiting.close()
+    for client, _ in living:
+        await client.leave()
+
+
 # --- streams -----------------------------------------------------------------------------------------------
 
 
@@ -331,3 +400,43 @@ async def test_a_stream_whose_machine_takes_nothing_any_more_makes_room(
     else:
         pytest.fail("the stalled stream kept its place")
     stalled.writer.close()
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_a_stream_that_waits_while_the_gateway_ends_is_sent_elsewhere(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    here = await limited(start_gateway, tmp_path, server__place_timeout=30, server__probe_timeout=30)
+    told = user_events(here.gateway)
+    hub = here.gateway.services.hub
+    streams = [await EventReader.open(here.gateway.url, credentials(here)) for _ in range(LIMIT)]
+    async with await RawSocket.connect(here.gateway.url) as waiting:
+        await waiting.request("GET", "/api/v1/sse", credentials(here))
+        await until(lambda: hub.statistics().waiting == 1)
+        here.gateway.services.gateway.begin_draining(5)
+        await hub.drain(0)
+        answer = await waiting.read_answer()
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "draining")
+    await until(lambda: len(hub) == 0)
+    assert Counter(name for name, _ in told) == {"user.connected": LIMIT, "user.disconnected": LIMIT}
+    for stream in streams:
+        stream.connection.writer.close()
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_a_reader_that_leaves_while_their_stream_waits_was_never_there(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    here = await limited(start_gateway, tmp_path, server__place_timeout=30, server__probe_timeout=30)
+    told = user_events(here.gateway)
+    statistics = here.gateway.services.hub.statistics
+    streams = [await EventReader.open(here.gateway.url, credentials(here)) for _ in range(LIMIT)]
+    waiting = await RawSocket.connect(here.gateway.url)
+    await waiting.request("GET", "/api/v1/sse", credentials(here))
+    await until(lambda: statistics().waiting == 1)
+    waiting.reset()
+    await until(lambda: statistics().waiting == 0)
+    await until(lambda: statistics().connections == LIMIT)
+    assert Counter(name for name, _ in told) == {"user.connected": LIMIT}
+    for stream in streams:
+        stream.connection.writer.close()

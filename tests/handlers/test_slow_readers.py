@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mcpgw.wire.events import Position
 from tests.conftest import LiveGateway, StartGateway
 from tests.support.gateway_process import GatewayProcess
 from tests.support.raw_socket import PONG, TEXT, RawSocket
@@ -360,4 +361,68 @@ async def test_what_waits_behind_a_ping_alone_is_written_when_the_client_reads_a
     while (frame := await reader.read_frame())[0] != TEXT:
         pass
     assert json.loads(frame[1])["data"] == {"source": "behind the pings"}
+    reader.writer.close()
+
+
+def log_line(gateway: LiveGateway, line: str) -> None:
+    """A backend says something."""
+    gateway.services.bus.publish("server.log", {"serverId": "a", "level": "info", "line": line})
+
+
+async def slow_stream(gateway: LiveGateway, token: str, since: Position | None = None) -> RawSocket:
+    """A stream of the servers' events whose reader takes nothing for now."""
+    reader = await RawSocket.connect(gateway.url)
+    headers = {"Authorization": f"Bearer {token}"}
+    if since is not None:
+        headers["Last-Event-ID"] = str(since)
+    await reader.request("GET", "/api/v1/sse?channels=servers", headers)
+    assert (await reader.read_head()).status == 200
+    await reader.read_chunk()
+    stop_reading(reader)
+    return reader
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_slow_reader_is_given_nothing_of_what_happens_after_their_tokens_time(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(settings={"auth.leeway": 0})
+    bus = gateway.services.bus
+    since = bus.position
+    for number in range(600):
+        log_line(gateway, f"early {number} " + "x" * 50_000)
+    token = gateway.token("ann", ("events:read",), ttl=1)
+    reader = await slow_stream(gateway, token, since)
+    expires = gateway.services.tokens.verify(token).expires_at
+    await until(lambda: time.time() > expires + 0.1)
+    log_line(gateway, "late")
+    read_again(reader)
+    read = b""
+    while chunk := await reader.read_chunk():  # the stream is whole: it has an end
+        read += chunk
+    assert b"early 0 " in read
+    assert b"late" not in read
+    await until(lambda: len(gateway.services.hub) == 0)
+    reader.writer.close()
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_slow_reader_outlives_their_token_by_the_write_timeout_at_most(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(
+        settings={"auth.leeway": 0, "websocket.write_timeout": 2, "events.max_waiting_size": 1 << 26}
+    )
+    expires = time.monotonic() + 1
+    reader = await slow_stream(gateway, gateway.token("ann", ("events:read",), ttl=1))
+    for number in range(250):
+        log_line(gateway, f"{number} " + "x" * 60_000)
+    # Something is always taken, so that the write timeout alone never ends it.
+    while len(gateway.services.hub):
+        assert time.monotonic() < expires + 5, "the stream goes on"
+        read_again(reader)
+        await reader.reader.read(20_000)
+        stop_reading(reader)
+        await asyncio.sleep(0.02)
+    assert time.monotonic() > expires + 1
     reader.writer.close()

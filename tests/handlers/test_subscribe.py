@@ -347,6 +347,73 @@ async def test_what_was_missed_waits_in_the_log_for_a_slow_reader_and_nothing_of
             assert frame["data"]["line"].split()[0] == str(number)
 
 
+@pytest.mark.gen_test(timeout=40)
+@pytest.mark.parametrize("size", [4200, 8000, 30_000])
+@pytest.mark.parametrize("how", ["subscribe", "resume"])
+async def test_large_events_that_were_missed_come_whole_and_in_order(
+    start_gateway: StartGateway, size: int, how: str
+) -> None:
+    gateway = await start_gateway(settings={"websocket.compression": False})
+    first = await gateway.connect(scopes=READS)
+    session = (await first.request({"type": "status", "id": "st"}))["data"]["session"]
+    await subscribe(first, "system")
+    told = await subscribe(first, "servers")
+    since = f"{told['epoch']}-{told['offset']}"
+    first.drop()
+    assert await first.closed() is None
+    await until(lambda: gateway.services.bus.listeners().get("servers", 0) == 0)
+    for number in range(120):
+        log_line(gateway, f"{number} {'x' * size}")
+    client = await gateway.connect(scopes=READS)
+    if how == "subscribe":
+        assert (await subscribe(client, "servers", since=since))["recovered"] is True
+    else:
+        data = {"session": session, "pending": [], "since": since}
+        assert (await client.request({"type": "resume", "id": "r", "data": data}))["data"]["resumed"]
+        assert [(await client.receive())["type"] for _ in range(2)] == ["subscribed"] * 2
+    got = [line.split()[0] for line in await lines(client, 120)]
+    assert got == [str(number) for number in range(120)]
+    log_line(gateway, "live")
+    assert await lines(client, 1) == ["live"]
+    client.close()
+
+
+@pytest.mark.gen_test(timeout=40)
+async def test_a_cut_amid_what_was_missed_loses_nothing_where_another_channel_was_ahead(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(settings={"websocket.compression": False})
+    since = position_of(gateway)
+    for number in range(400):
+        gateway.services.bus.publish("system.alert", {"level": "info", "message": str(number)})
+    first = await gateway.connect(scopes=READS)
+    session = (await first.request({"type": "status", "id": "st"}))["data"]["session"]
+    await subscribe(first, "servers")
+    seen: list[str] = []
+    last, frame = "", dict[str, Any](type="")
+    assert (await subscribe(first, "system", since=str(since)))["recovered"] is True
+    while frame["type"] != "server.log":
+        log_line(gateway, "ahead")
+        frame = await first.receive()
+        last = frame["id"]
+        seen += [frame["data"]["message"]] if frame["type"] == "system.alert" else []
+    assert len(seen) < 400
+    first.drop()
+    assert await first.closed() is None
+    await until(lambda: gateway.services.bus.listeners().get("servers", 0) == 0)
+    client = await gateway.connect(scopes=READS)
+    data = {"session": session, "pending": [], "since": last}
+    assert (await client.request({"type": "resume", "id": "r", "data": data}))["data"]["resumed"]
+    told = {(frame := await client.receive())["data"]["channel"]: frame["data"]["recovered"] for _ in "12"}
+    assert told == {"servers": True, "system": True}
+    again: list[str] = []
+    while len(again) < 400:
+        frame = await client.receive()
+        again += [frame["data"]["message"]] if frame["type"] == "system.alert" else []
+    assert again == [str(number) for number in range(400)]
+    client.close()
+
+
 # --- rooms -------------------------------------------------------------------------------------------------
 
 

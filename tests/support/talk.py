@@ -103,13 +103,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.has_place = True
+        self.room_for: int | None = None
+        """So many frames are taken before there is no more room; any number where it is None."""
         self.frames: list[Frame] = []
         self.closed: tuple[CloseCode, str] | None = None
 
     @property
     def has_room(self) -> bool:
-        """Everything is taken at once."""
-        return True
+        """Whether more is taken."""
+        return self.room_for is None or self.room_for > 0
 
     @property
     def frames_out(self) -> int:
@@ -155,6 +157,8 @@ class Recorder:
         frame = json.loads(text)
         assert_valid_server_frame(frame)
         self.frames.append(frame)
+        if self.room_for is not None:
+            self.room_for -= 1
 
     def close(self, code: CloseCode, reason: str) -> None:
         """Keep the close."""
