@@ -1,0 +1,92 @@
+"""The tables of the store, as SQLAlchemy Core has them.
+
+Times are whole milliseconds since the epoch; JSON is kept as text. The tables themselves are made by the
+steps in ``migrations/versions``: a test holds the one against the other.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+LATEST: Final = "0002"
+"""The newest revision in ``migrations/versions``."""
+
+METADATA: Final = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+SERVERS: Final = Table(
+    "servers",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    # As it was written: references such as ${NAME} stay what they are; a secret in plain text is in the file.
+    Column("definition", Text, nullable=False),
+    Column("enabled", Boolean(create_constraint=False), nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+CATALOGS: Final = Table(
+    "catalogs",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("format", String(32), nullable=False),
+    Column("source_kind", String(16), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("imported_by", Text, nullable=False),
+    Column("imported_at", BigInteger, nullable=False),
+    Column("synced_at", BigInteger, nullable=False),
+    Column("failure", Text, nullable=False),
+    Column("notes", Text, nullable=False),
+)
+
+ENTRIES: Final = Table(
+    "catalog_entries",
+    METADATA,
+    Column("catalog_id", String(64), ForeignKey("catalogs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(256), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("searched", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Index(None, "catalog_id", "position"),
+)
+
+SWITCHES: Final = Table(
+    "server_switches",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("enabled", Boolean(create_constraint=False), nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+SETTINGS: Final = Table(
+    "settings",
+    METADATA,
+    Column("name", String(128), primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
