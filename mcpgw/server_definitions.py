@@ -5,10 +5,11 @@ and says each fault in a sentence with its place. A sentence never holds a value
 headers and environment variables may be secrets.
 """
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 Transport = Literal["stdio", "http", "sse"]
+Isolation = Literal["shared", "user", "connection"]
+Approval = Literal["never", "required", "writes"]
 JsonPath = tuple[str | int, ...]
 
 MEMORY_SERVER: Final = "memory"
@@ -38,7 +41,42 @@ _TYPES: Final = {
     "string": "text",
     "boolean": "true or false",
     "number": "a number",
+    "integer": "a whole number",
 }
+_SECONDS: Final = ("timeout", "idle_stop")
+_IDLE_STOP: Final = 300.0
+_PER_USER: Final = {"shared": 1, "user": 1, "connection": 5}
+RESERVED_TOOLS: Final = frozenset({"allow", "block", "hidden", "prefix"})
+"""The keys of ``[servers.NAME.tools]`` that are no tools."""
+
+
+@dataclass(frozen=True)
+class ToolRule:
+    """How one tool differs for callers from what its server says; None is as the server says.
+
+    `defaults` are arguments that are sent where a caller gives none, `fixed` those that no caller can change.
+    """
+
+    rename: str | None = None
+    description: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    fixed: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    approval: Approval | None = None
+
+
+@dataclass(frozen=True)
+class ToolPolicy:
+    """Which tools of a server callers see, and how.
+
+    `allow`, `block` and `hidden` are patterns (``*``, ``?``) of the server's own names; None allows all.
+    `prefix` stands before every name that callers see. `rules` are by the server's own names.
+    """
+
+    allow: tuple[str, ...] | None = None
+    block: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    prefix: str = ""
+    rules: Mapping[str, ToolRule] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +85,9 @@ class ServerDefinition:
 
     With the transport ``stdio`` there is a `command`, and `args`, `env` and `cwd` are its own; with ``http``
     (Streamable HTTP) and ``sse`` (HTTP with SSE, of MCP 2024-11-05) there is a `url` with its `headers`.
-    `timeout` is the default limit of one call in seconds. `source` is the place it was read from.
+    `timeout` is the default limit of one call in seconds. `isolation` says who shares one instance; `warm`,
+    `max_instances` and `max_instances_per_user` are for isolated servers. `source` is the place it was read
+    from, and `written` the table as it was written, with references such as ``${NAME}`` in their place.
     """
 
     name: str
@@ -60,7 +100,87 @@ class ServerDefinition:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     enabled: bool = True
     timeout: float | None = None
-    source: str = ""
+    isolation: Isolation = "shared"
+    warm: int = 0
+    max_instances: int = 20
+    max_instances_per_user: int = 1
+    idle_stop: float = 0.0
+    lazy: bool = False
+    approval: Approval = "never"
+    tools: ToolPolicy = ToolPolicy()
+    source: str = field(default="", compare=False)
+    written: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def to_table(self) -> dict[str, Any]:
+        """The table that makes this definition, as JSON: as it was written, where it was read from one."""
+        if self.written:
+            return copy.deepcopy(dict(self.written))
+        table: dict[str, Any] = {}
+        for name in _PLAIN:
+            value = getattr(self, name)
+            if value != _DEFAULTS[name]:
+                table[name] = value
+        for name in ("env", "headers"):
+            if values := getattr(self, name):
+                table[name] = {key: _escaped(value) for key, value in values.items()}
+        if self.args:
+            table["args"] = [_escaped(argument) for argument in self.args]
+        for name in ("command", "cwd", "url"):
+            if (value := getattr(self, name)) is not None:
+                table[name] = _escaped(str(value))
+        if self.transport == "sse":
+            table["transport"] = self.transport
+        if self.tools != ToolPolicy():
+            table["tools"] = _policy_table(self.tools)
+        return table
+
+
+_PLAIN: Final = (
+    "enabled",
+    "timeout",
+    "isolation",
+    "warm",
+    "max_instances",
+    "max_instances_per_user",
+    "idle_stop",
+    "lazy",
+    "approval",
+)
+"""The members that are written as they are."""
+_DEFAULTS: Final = {row.name: row.default for row in fields(ServerDefinition) if row.default is not MISSING}
+
+
+def _escaped(text: str) -> str:
+    return text.replace("${", "$${")
+
+
+def _policy_table(policy: ToolPolicy) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    if policy.allow is not None:
+        table["allow"] = list(policy.allow)
+    for name in ("block", "hidden"):
+        if patterns := getattr(policy, name):
+            table[name] = list(patterns)
+    if policy.prefix:
+        table["prefix"] = policy.prefix
+    for tool, rule in policy.rules.items():
+        members = {row.name: getattr(rule, row.name) for row in fields(rule)}
+        table[tool] = {
+            name: _escaped_all(value) if name in ("defaults", "fixed") else value
+            for name, value in members.items()
+            if value
+        }
+    return table
+
+
+def _escaped_all(value: Any) -> Any:
+    if isinstance(value, str):
+        return _escaped(value)
+    if isinstance(value, Mapping):
+        return {key: _escaped_all(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_escaped_all(part) for part in value]
+    return value
 
 
 def is_server_name(name: str) -> bool:
@@ -75,29 +195,43 @@ def define_server(
     place: str,
     references: References,
     report: Callable[[str], None],
+    report_at: Callable[[JsonPath, str], None] | None = None,
 ) -> ServerDefinition | None:
     """The definition that `table` (TOML or JSON) makes for the server `name`.
 
-    Every fault goes to `report` as a sentence that begins with `place`; then the answer is None.
+    Every fault goes to `report` as a sentence that begins with `place`; then the answer is None. Where there
+    is `report_at`, it is given the path of each and the sentence without its place.
     """
-    faults: list[str] = []
+    faults: list[tuple[JsonPath, str]] = []
     replaced, broken = _replace(table, references, faults)
-    for path, sentence in _faults(replaced):
-        # A reference that could not be replaced was reported; its text says nothing more.
-        if not any(path[: len(other)] == other for other in broken):
-            faults.append(f"{_dotted(path)}: {sentence}" if path else f": {sentence}")
-    for fault in faults:
-        report(place + ("" if fault.startswith(":") else " ") + fault)
+    # A reference that could not be replaced was reported; its text says nothing more.
+    faults += [
+        (path, sentence)
+        for path, sentence in _faults(replaced)
+        if not any(path[: len(other)] == other for other in broken)
+    ]
+    for path, sentence in faults:
+        report(f"{place} {_dotted(path)}: {sentence}" if path else f"{place}: {sentence}")
+        if report_at is not None:
+            report_at(path, sentence)
     if faults or not isinstance(replaced, dict):
         return None
-    return _definition(name, replaced, place, references)
+    written = dict(table) if isinstance(table, dict) else {}
+    return _definition(name, replaced, written, place, references)
 
 
-def _definition(name: str, table: Mapping[str, Any], place: str, references: References) -> ServerDefinition:
+def _definition(
+    name: str,
+    table: Mapping[str, Any],
+    written: Mapping[str, Any],
+    place: str,
+    references: References,
+) -> ServerDefinition:
     command = table.get("command")
     if command is not None and (command.startswith("~/") or "/" in command):
         command = str(references.path(command))
     timeout = table.get("timeout")
+    isolation: Isolation = table.get("isolation", "shared")
     return ServerDefinition(
         name=name,
         transport=table.get("transport", "stdio" if command is not None else "http"),
@@ -109,11 +243,34 @@ def _definition(name: str, table: Mapping[str, Any], place: str, references: Ref
         headers=MappingProxyType(dict(table.get("headers", {}))),
         enabled=table.get("enabled", True),
         timeout=None if timeout is None else float(timeout),
+        isolation=isolation,
+        warm=table.get("warm", 0),
+        max_instances=table.get("max_instances", 20),
+        max_instances_per_user=table.get("max_instances_per_user", _PER_USER[isolation]),
+        idle_stop=float(table.get("idle_stop", 0.0 if isolation == "shared" else _IDLE_STOP)),
+        lazy=table.get("lazy", False),
+        approval=table.get("approval", "never"),
+        tools=_policy(table.get("tools", {})),
         source=place,
+        written=MappingProxyType(copy.deepcopy(dict(written))),
     )
 
 
-def _replace(table: object, references: References, faults: list[str]) -> tuple[object, set[JsonPath]]:
+def _policy(table: Mapping[str, Any]) -> ToolPolicy:
+    return ToolPolicy(
+        allow=tuple(table["allow"]) if "allow" in table else None,
+        block=tuple(table.get("block", ())),
+        hidden=tuple(table.get("hidden", ())),
+        prefix=table.get("prefix", ""),
+        rules=MappingProxyType(
+            {name: ToolRule(**rule) for name, rule in table.items() if name not in RESERVED_TOOLS}
+        ),
+    )
+
+
+def _replace(
+    table: object, references: References, faults: list[tuple[JsonPath, str]]
+) -> tuple[object, set[JsonPath]]:
     """`table` with its references replaced, and the paths of the texts where one could not be."""
     broken: set[JsonPath] = set()
 
@@ -121,13 +278,13 @@ def _replace(table: object, references: References, faults: list[str]) -> tuple[
         if isinstance(value, str):
             if not is_unicode(value):
                 broken.add(path)
-                faults.append(f"{_dotted(path)}: is not Unicode text")
+                faults.append((path, "is not Unicode text"))
                 return value
             try:
                 return references.replace(value)
             except UnresolvedReferenceError as fault:
                 broken.add(path)
-                faults.extend(f"{_dotted(path)}: {sentence}" for sentence in fault.sentences)
+                faults.extend((path, sentence) for sentence in fault.sentences)
                 return value
         if isinstance(value, dict):
             return {key: replaced(part, (*path, str(key))) for key, part in value.items()}
@@ -137,9 +294,18 @@ def _replace(table: object, references: References, faults: list[str]) -> tuple[
 
     if not isinstance(table, dict):
         return table, broken
-    return {
-        key: replaced(value, (key,)) if key in _REPLACED else value for key, value in table.items()
-    }, broken
+    done = {key: replaced(value, (key,)) if key in _REPLACED else value for key, value in table.items()}
+    if isinstance(tools := table.get("tools"), dict):
+        done["tools"] = {
+            tool: {
+                key: replaced(value, ("tools", str(tool), key)) if key in ("defaults", "fixed") else value
+                for key, value in rule.items()
+            }
+            if isinstance(rule, dict)
+            else rule
+            for tool, rule in tools.items()
+        }
+    return done, broken
 
 
 @cache
@@ -157,8 +323,8 @@ def _faults(table: object) -> list[tuple[JsonPath, str]]:
     if not isinstance(table, dict):
         return [((), "is not a table")]
     found = {fault: None for error in _validator().iter_errors(table) for fault in _sentences(error)}
-    if not found and "url" in table:
-        found = {(("url",), sentence): None for sentence in _address_faults(table["url"])}
+    if not found:
+        found = dict.fromkeys(_rule_faults(table))
     return sorted(found, key=lambda fault: [str(part) for part in fault[0]])
 
 
@@ -182,7 +348,9 @@ def _sentences(error: "ValidationError") -> Iterator[tuple[JsonPath, str]]:
         yield path, _sentence(str(error.validator), expected, instance, path)
 
 
-def _sentence(keyword: str, expected: Any, instance: Any, path: JsonPath) -> str:
+def _sentence(  # noqa: PLR0912 - one sentence a keyword
+    keyword: str, expected: Any, instance: Any, path: JsonPath
+) -> str:
     match keyword:
         case "type":
             return f"is not {_TYPES[expected]}"
@@ -204,9 +372,36 @@ def _sentence(keyword: str, expected: Any, instance: Any, path: JsonPath) -> str
             return f"holds a character that cannot stand in {_held(path)}"
         case "exclusiveMinimum":
             return f"is not above {expected} (unit: seconds)"
+        case "minimum":
+            return f"is below the least, {expected}"
         case "maximum":
-            return f"is above the most, {expected} seconds"
+            return f"is above the most, {expected}{' seconds' if path[-1] in _SECONDS else ''}"
+        case "maxLength":
+            return f"is longer than {expected} characters"
     raise AssertionError(f"no sentence for the schema keyword {keyword!r}")
+
+
+def _rule_faults(table: Mapping[str, Any]) -> Iterator[tuple[JsonPath, str]]:
+    """What no schema says."""
+    if "url" in table:
+        for sentence in _address_faults(table["url"]):
+            yield ("url",), sentence
+    if table.get("isolation", "shared") == "shared":
+        for key in ("warm", "max_instances", "max_instances_per_user"):
+            if key in table:
+                yield (key,), 'goes with isolation = "user" or "connection" only'
+    elif table.get("warm", 0) > table.get("max_instances", 20):
+        yield ("warm",), "is above max_instances"
+    seen: dict[str, str] = {}
+    for tool, rule in table.get("tools", {}).items():
+        if tool in RESERVED_TOOLS:
+            continue
+        name = rule.get("rename", tool)
+        if name in seen:
+            yield ("tools", tool, "rename"), f"is the name of {seen[name]!r} too"
+        seen[name] = tool
+        for argument in rule.get("defaults", {}).keys() & rule.get("fixed", {}).keys():
+            yield ("tools", tool, "defaults", argument), "stands in fixed too"
 
 
 def _address_faults(url: str) -> Iterator[str]:

@@ -1,14 +1,21 @@
 """Tool calls: who may call what, with which arguments, for how long. On real backends."""
 
+import asyncio
+import json
+import os
+import signal
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mcpgw.access.callers import Caller
 from mcpgw.access.tokens import Principal
+from mcpgw.backends.requests import InputAnswer, InputRequest, SilentObserver
 from mcpgw.backends.tools import ToolResult
 from mcpgw.errors import (
     CallTimeout,
@@ -21,7 +28,20 @@ from mcpgw.errors import (
 )
 from mcpgw.gateway import Gateway
 from tests.conftest import StartGateway
+from tests.support.backends import children
+from tests.support.waiting import until
 
+SERVERS = Path(__file__).parent / "servers"
+SCRIPTED = f"""
+[servers.scripted]
+command = {str(sys.executable)!r}
+args = ["-S", {str(SERVERS / "scripted.py")!r}]
+"""
+OFFERING = f"""
+[servers.offering]
+command = {str(sys.executable)!r}
+args = [{str(SERVERS / "offering_server.py")!r}]
+"""
 ODD = f"""
 [servers.odd]
 command = {str(sys.executable)!r}
@@ -41,17 +61,8 @@ async def call(
     gateway: Gateway, tool: str, arguments: dict[str, Any], *, server: str = "odd", **options: Any
 ) -> ToolResult:
     """Call a tool with every scope, unless `principal` says otherwise."""
-    return await gateway.call_tool(
-        options.pop("principal", who("tools:call")),
-        server,
-        tool,
-        arguments,
-        on_started=lambda: None,
-        on_queued=lambda _position, _wait: None,
-        on_progress=lambda *_: None,
-        on_log=lambda *_: None,
-        **options,
-    )
+    caller = Caller(options.pop("principal", who("tools:call")), "test")
+    return await gateway.call_tool(caller, server, tool, arguments, observer=SilentObserver(), **options)
 
 
 @pytest.mark.gen_test
@@ -189,3 +200,190 @@ async def test_a_gateway_that_is_ending_takes_no_new_calls(start_gateway: StartG
         await call(gateway, "plain", {"count": 1})
     assert caught.value.retry_after_ms is not None
     assert caught.value.retry_after_ms > 5000
+
+
+@pytest.mark.gen_test
+async def test_progress_renews_the_idle_limit_and_never_the_absolute_one(start_gateway: StartGateway) -> None:
+    limits = {"calls.timeout": 0.5, "calls.max_timeout": 1.5}
+    gateway = (await start_gateway(SCRIPTED, settings=limits)).services.gateway
+    ticking = {"times": 5, "pause": 0.2}
+    await call(gateway, "tick", ticking, server="scripted")
+    with pytest.raises(CallTimeout, match=r"was silent for 0\.5 s"):
+        await call(gateway, "never", {}, server="scripted")
+    with pytest.raises(CallTimeout, match=r"took longer than 1\.5 s"):
+        await call(gateway, "tick", {"times": 20, "pause": 0.2}, server="scripted")
+
+
+@pytest.mark.gen_test
+async def test_the_time_that_a_caller_names_is_the_whole_of_it(start_gateway: StartGateway) -> None:
+    gateway = (await start_gateway(SCRIPTED)).services.gateway
+    began = time.monotonic()
+    with pytest.raises(CallTimeout, match=r"took longer than 0\.4 s"):
+        await call(gateway, "tick", {"times": 20, "pause": 0.1}, server="scripted", timeout_ms=400)
+    assert time.monotonic() - began < 2
+
+
+class Person(SilentObserver):
+    """A caller that answers after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.was_cancelled = False
+
+    async def input_required(self, request: InputRequest) -> InputAnswer:
+        """Take some time to answer."""
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+        return InputAnswer("accept", {"name": "Ann"})
+
+
+@pytest.mark.gen_test
+async def test_a_caller_that_is_asked_has_its_own_time_to_answer(start_gateway: StartGateway) -> None:
+    limits = {"calls.timeout": 2, "calls.input_timeout": 4}
+    gateway = (await start_gateway(OFFERING, settings=limits)).services.gateway
+    caller = Caller(who("tools:call"), "test")
+    slow, never = Person(2.5), Person(600)
+    answered, unanswered = await asyncio.gather(
+        gateway.call_tool(caller, "offering", "elicit", {}, observer=slow),
+        gateway.call_tool(caller, "offering", "elicit", {}, observer=never),
+    )
+    assert json.loads(answered.content[0]["text"])["content"] == {"name": "Ann"}
+    assert json.loads(unanswered.content[0]["text"])["action"] == "cancel"
+    assert never.was_cancelled
+
+
+@pytest.mark.gen_test
+async def test_resources_and_prompts_are_for_those_who_may_use_the_whole_server(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = (await start_gateway(OFFERING + ODD)).services.gateway
+    for scope in ("tools:call", "tools:call:offering", "admin"):
+        caller = Caller(who(scope), "test")
+        assert [server for server, _ in await gateway.list_resources(caller)] == ["offering"] * 2
+        assert [prompt["name"] for _, prompt in await gateway.list_prompts(caller, "offering")] == ["greet"]
+        templates = await gateway.list_resource_templates(caller, "offering")
+        assert templates[0][1]["uriTemplate"] == "note:{name}"
+        assert (await gateway.read_resource(caller, "offering", "note:two"))["contents"][0][
+            "text"
+        ] == "second"
+        got = await gateway.get_prompt(caller, "offering", "greet", {"who": "you"})
+        assert got["messages"][0]["content"]["text"] == "Hello you"
+        completed = await gateway.complete(
+            caller, "offering", {"type": "ref/prompt", "name": "greet"}, {"name": "who", "value": "x"}
+        )
+        assert completed["completion"]["values"] == ["xa", "xb"]
+    one_tool = Caller(who("tools:call:offering/rich", "servers:read"), "test")
+    assert await gateway.list_resources(one_tool) == []
+    with pytest.raises(PermissionDenied):
+        await gateway.list_resources(one_tool, "offering")
+    with pytest.raises(PermissionDenied):
+        await gateway.read_resource(one_tool, "offering", "note:two")
+    with pytest.raises(PermissionDenied):
+        await gateway.subscribe_resource(one_tool, "offering", "note:two")
+    with pytest.raises(ServerNotFound):
+        await gateway.read_resource(one_tool, "ofering", "note:two")
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_server_that_never_starts_holds_up_no_other(start_gateway: StartGateway) -> None:
+    servers = "".join(SCRIPTED.replace("servers.scripted", f"servers.s{number}") for number in range(7))
+    hanging = SCRIPTED.replace("servers.scripted", "servers.hanging").replace(
+        ".py'", '.py\', "--at-start", "hang"'
+    )
+    assert "hang" in hanging
+    gateway = (await start_gateway(servers + hanging, wait_for_backends=0)).services.gateway
+    reader = who("servers:read")
+
+    def states() -> dict[str, str]:
+        return {status.id: status.state.value for status in gateway.server_statuses(reader)}
+
+    await until(lambda: list(states().values()).count("ready") == 7)
+    assert states()["hanging"] == "starting"
+    with pytest.raises(ServerUnavailable):
+        await call(gateway, "echo", {}, server="hanging")
+    assert {server for server, _ in gateway.list_tools(who("tools:call"))} == {f"s{n}" for n in range(7)}
+
+
+@pytest.mark.gen_test
+async def test_servers_come_change_and_go_while_others_run(start_gateway: StartGateway) -> None:
+    gateway = (await start_gateway(SCRIPTED)).services.gateway
+    pid = (await call(gateway, "pid", {}, server="scripted")).content
+    told: list[tuple[str, str]] = []
+    stop = gateway.listen(lambda server, name, _data, _user: told.append((server, name)))
+    definition = replace(gateway.definition("scripted"), name="second")
+    await gateway.add_server(definition)
+    with pytest.raises(InvalidParams):
+        await gateway.add_server(definition)
+    await until(lambda: ("second", "started") in told)
+    second = (await call(gateway, "pid", {}, server="second")).content
+    await gateway.replace_server(replace(definition, timeout=3))
+    assert (await call(gateway, "pid", {}, server="second")).content == second
+    await gateway.replace_server(replace(definition, args=(*definition.args, "--name", "other")))
+    await until(lambda: told.count(("second", "started")) == 2)
+    assert (await call(gateway, "pid", {}, server="second")).content != second
+    await gateway.disable_server("second")
+    with pytest.raises(ServerUnavailable):
+        await gateway.start_server("second")
+    await gateway.remove_server("second")
+    with pytest.raises(ServerNotFound):
+        await call(gateway, "pid", {}, server="second")
+    assert (await call(gateway, "pid", {}, server="scripted")).content == pid
+    stop()
+    assert {server for server, name in told if name != "error"} == {"second"}
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_server_that_hangs_does_not_keep_the_lists_of_others(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcpgw.gateway._LISTING_SECONDS", 0.5, raising=False)
+    hung = OFFERING.replace("[servers.offering]", "[servers.hung]")
+    gateway = (await start_gateway(OFFERING + hung)).services.gateway
+    caller = Caller(who("tools:call"), "test")
+    known = await gateway.list_resources(caller)
+    assert len(known) == 4
+    pid = next(one for one in children() if b"offering" in Path(f"/proc/{one}/cmdline").read_bytes())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for server in gateway._servers.values():  # as if both had changed
+            for one in server._instances:
+                server._lists.drop(one.backend)
+        async with asyncio.timeout(5):
+            assert await gateway.list_resources(caller) == known
+            assert await gateway.list_prompts(caller)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_the_tools_of_an_instance_are_shown_to_its_owner_alone(start_gateway: StartGateway) -> None:
+    gateway = (await start_gateway(SCRIPTED + 'isolation = "connection"\n')).services.gateway
+    await until(lambda: gateway._servers["scripted"].state.takes_calls)
+
+    def names(connection: str) -> set[str]:
+        return {tool.name for _, tool in gateway.list_tools(who("tools:call"), connection=connection)}
+
+    mine, other = (Caller(who("tools:call"), name) for name in ("mine", "other"))
+    silent = SilentObserver()
+    await gateway.call_tool(mine, "scripted", "grow", {"name": "pid_of_mine"}, observer=silent)
+    await until(lambda: "pid_of_mine" in names("mine"))
+    assert "pid_of_mine" not in names("other") | names("")
+    with pytest.raises(ToolNotFound):
+        await gateway.call_tool(other, "scripted", "pid_of_mine", {}, observer=silent)
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_what_is_watched_goes_on_under_another_definition(start_gateway: StartGateway) -> None:
+    gateway = (await start_gateway(SCRIPTED)).services.gateway
+    caller = Caller(who("tools:call"), "test")
+    await gateway.subscribe_resource(caller, "scripted", "note:one")
+    await gateway.replace_server(replace(gateway.definition("scripted"), env={"A": "1"}))
+    server = gateway._servers["scripted"]
+    await until(lambda: server.state.takes_calls)
+    [instance] = server._instances
+    assert instance.backend.resources.uris == ("note:one",)
+    gateway.connection_ended("test")
+    assert not instance.backend.resources.uris

@@ -1,6 +1,7 @@
 """The reference servers of the MCP project, over every transport, through a gateway and its WebSocket."""
 
 import asyncio
+import base64
 import socket
 import subprocess
 import sys
@@ -34,6 +35,12 @@ EVERYTHING_TOOLS = {
     "toggle-simulated-logging",
     "toggle-subscriber-updates",
     "trigger-long-running-operation",
+}
+ASKING_TOOLS = {
+    "get-roots-list",
+    "trigger-elicitation-request",
+    "trigger-sampling-request",
+    "trigger-url-elicitation",
 }
 MEMORY_TOOLS = {
     "create_entities",
@@ -134,6 +141,13 @@ def result_of(frame: Frame) -> Any:
     return frame["data"]["result"]
 
 
+async def received(client: SocketClient) -> Frame:
+    """The next frame, but for a question: this server asks in each session for roots, when it likes."""
+    while (frame := await client.receive())["type"] == "input_request":
+        assert frame["data"]["kind"] == "roots"
+    return frame
+
+
 CALLS: dict[str, dict[str, Any]] = {
     "echo": {"message": "hello"},
     "get-annotated-message": {"messageType": "success", "includeImage": True},
@@ -162,7 +176,8 @@ async def test_every_tool_is_listed_and_answers_with_what_the_server_sent(
 ) -> None:
     gateway = await start_gateway(everything(transport))
     async with connected(gateway) as client:
-        assert await tool_names(client, "everything") == EVERYTHING_TOOLS == CALLS.keys()
+        assert CALLS.keys() == EVERYTHING_TOOLS
+        assert await tool_names(client, "everything") == EVERYTHING_TOOLS | ASKING_TOOLS
         frames = {name: await client.call("everything", name, params) for name, params in CALLS.items()}
         refused = frames.pop(
             "simulate-research-query"
@@ -192,6 +207,95 @@ async def test_every_tool_is_listed_and_answers_with_what_the_server_sent(
         assert "resource" in kinds
 
 
+ANSWERS: dict[str, dict[str, Any]] = {
+    "elicitation": {"name": "Ann", "check": True},
+    "sampling": {"role": "assistant", "content": {"type": "text", "text": "a poem"}, "model": "m"},
+    "roots": {"roots": [{"uri": "file:///home/ann", "name": "home of ann"}]},
+}
+
+
+async def answering(client: SocketClient, frame: Frame) -> tuple[dict[str, Frame], Frame]:
+    """Send a request and answer what is asked meanwhile; the questions by their kind, and what ends it.
+
+    This server asks once in each session for the roots, at a moment of its own.
+    """
+    asked: dict[str, Frame] = {}
+    await client.send(frame)
+    while (answer := await client.receive(seconds=15))["type"] in ("input_request", "tool_log"):
+        assert answer["id"] == frame["id"]
+        if answer["type"] == "input_request":
+            question = answer["data"]
+            asked[question["kind"]] = question
+            content = ANSWERS[question["kind"]]
+            data = {"requestId": question["requestId"], "action": "accept", "content": content}
+            await client.send({"type": "input_response", "id": frame["id"], "data": data})
+    return asked, answer
+
+
+async def call_answering(
+    client: SocketClient, tool: str, params: dict[str, Any]
+) -> tuple[dict[str, Frame], str]:
+    """What a tool asks for, and what it says when that was answered."""
+    asked, end = await answering(client, tool_call("everything", tool, params))
+    assert (end["type"], end["data"].get("success")) == ("tool_response", True), end
+    return asked, "\n".join(block["text"] for block in end["data"]["content"])
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.gen_test(timeout=40)
+async def test_what_the_server_asks_is_answered_on_the_socket_of_the_call(
+    io_loop: IOLoop, start_gateway: StartGateway, everything: Callable[[str], str], transport: str
+) -> None:
+    gateway = await start_gateway(everything(transport))
+    async with connected(gateway) as client:
+        asked, text = await call_answering(client, "trigger-elicitation-request", {})
+        assert "name" in asked["elicitation"]["schema"]["properties"]
+        assert "- Name: Ann" in text
+        sampling = {"prompt": "write", "maxTokens": 20}
+        asked, text = await call_answering(client, "trigger-sampling-request", sampling)
+        assert asked["sampling"]["params"]["maxTokens"] == 20
+        assert "a poem" in text
+        _, text = await call_answering(client, "get-roots-list", {})
+        assert "file:///home/ann" in text
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.gen_test(timeout=40)
+async def test_resources_prompts_and_completions_come_as_the_server_has_them(
+    io_loop: IOLoop, start_gateway: StartGateway, everything: Callable[[str], str], transport: str
+) -> None:
+    gateway = await start_gateway(everything(transport))
+    async with connected(gateway) as client:
+
+        async def ask(frame_type: str, **data: Any) -> dict[str, Any]:
+            body = {"serverId": "everything", **data}
+            _, frame = await answering(client, {"type": frame_type, "id": "ask", "data": body})
+            assert frame["type"] != "error", frame
+            answer: dict[str, Any] = frame["data"]
+            return answer
+
+        listed = await ask("list_resources")
+        assert len(listed["resources"]) == 7
+        assert {one["uriTemplate"] for one in listed["resourceTemplates"]} == {
+            "demo://resource/dynamic/text/{resourceId}",
+            "demo://resource/dynamic/blob/{resourceId}",
+        }
+        [text] = (await ask("read_resource", uri=listed["resources"][0]["uri"]))["contents"]
+        assert (text["mimeType"], bool(text["text"])) == ("text/markdown", True)
+        [blob] = (await ask("read_resource", uri="demo://resource/dynamic/blob/2"))["contents"]
+        assert base64.b64decode(blob["blob"], validate=True).startswith(b"Resource 2:")
+        names = [prompt["name"] for prompt in (await ask("list_prompts"))["prompts"]]
+        assert names == ["simple-prompt", "args-prompt", "completable-prompt", "resource-prompt"]
+        prompt = await ask("get_prompt", name="args-prompt", arguments={"city": "Rome"})
+        assert prompt["messages"][0]["content"]["text"] == "What's weather in Rome?"
+        found = await ask(
+            "complete",
+            ref={"type": "ref/prompt", "name": "completable-prompt"},
+            argument={"name": "department", "value": "E"},
+        )
+        assert found["values"] == ["Engineering"]
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.gen_test(timeout=40)
 async def test_a_long_operation_streams_progress_in_order_before_its_response(
@@ -201,7 +305,7 @@ async def test_a_long_operation_streams_progress_in_order_before_its_response(
     async with connected(gateway) as client:
         params = {"duration": 0.4, "steps": 8}
         await client.send(tool_call("everything", "trigger-long-running-operation", params))
-        frames = [await client.receive() for _ in range(9)]
+        frames = [await received(client) for _ in range(9)]
         assert [frame["type"] for frame in frames] == ["tool_progress"] * 8 + ["tool_response"]
         assert [frame["data"]["progress"] for frame in frames[:8]] == list(range(1, 9))
         assert {frame["data"]["total"] for frame in frames[:8]} == {8}
@@ -211,7 +315,7 @@ async def test_a_long_operation_streams_progress_in_order_before_its_response(
 async def cancelled_call(gateway: LiveGateway, client: SocketClient) -> None:
     params = {"duration": 60, "steps": 600}
     await client.send(tool_call("everything", "trigger-long-running-operation", params))
-    assert (await client.receive())["type"] == "tool_progress"
+    assert (await received(client))["type"] == "tool_progress"
     await client.send({"type": "cancel", "id": "call-1", "data": {}})
     end = await client.end_of("call-1", seconds=2)
     assert end["data"]["code"] == "cancelled"
@@ -254,7 +358,7 @@ async def test_calls_work_again_after_the_http_server_was_restarted(
     async with connected(gateway) as client:
         params = {"duration": 60, "steps": 600}
         await client.send(tool_call("everything", "trigger-long-running-operation", params))
-        assert (await client.receive())["type"] == "tool_progress"
+        assert (await received(client))["type"] == "tool_progress"
         await asyncio.to_thread(server.stop)
         end = await client.end_of("call-1")
         assert end["data"]["code"] == "outcome_unknown"
@@ -300,3 +404,34 @@ async def test_the_memory_server_of_npm_remembers(
             frame = await client.call("graph", name, params, call_id=name)
             assert frame["data"]["success"] is True, frame
         assert result_of(frame)["entities"] == [{**bob, "observations": ["rows"]}]
+
+
+@pytest.mark.gen_test(timeout=40)
+async def test_the_filesystem_server_of_npm_reads_and_writes_its_folder_and_no_other(
+    io_loop: IOLoop, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (tmp_path / "private.txt").write_text("secret")
+    arguments = [script("server-filesystem"), str(folder)]
+    gateway = await start_gateway(f"[servers.files]\ncommand = {str(node_22())!r}\nargs = {arguments!r}\n")
+    async with connected(gateway) as client:
+        assert await tool_names(client, "files") >= {
+            "read_text_file",
+            "write_file",
+            "edit_file",
+            "list_directory",
+        }
+        file = str(folder / "note.txt")
+        written = await client.call("files", "write_file", {"path": file, "content": "grün\n"})
+        assert written["data"]["success"] is True
+        assert (folder / "note.txt").read_text("utf-8") == "grün\n"
+        edit = {"oldText": "grün", "newText": "blau"}
+        assert result_of(await client.call("files", "edit_file", {"path": file, "edits": [edit]}))
+        read = await client.call("files", "read_text_file", {"path": file})
+        assert read["data"]["structuredContent"] == {"content": "blau\n"}
+        listed = await client.call("files", "list_directory", {"path": str(folder)})
+        assert result_of(listed) == {"content": "[FILE] note.txt"}
+        refused = await client.call("files", "read_text_file", {"path": str(tmp_path / "private.txt")})
+        assert (refused["data"]["success"], refused["data"]["isError"]) == (False, True)
+        assert "secret" not in str(refused)

@@ -1,12 +1,14 @@
 """Scopes: what a caller may do. What no scope grants is refused.
 
-    tools:call               every tool of every server
-    tools:call:SERVER        every tool of that server
+    tools:call               every tool of every server, their resources and prompts
+    tools:call:SERVER        every tool of that server, its resources and prompts
     tools:call:SERVER/TOOL   that tool
     servers:read             the list of servers and of their tools
+    servers:write            starting, stopping, adding and changing servers; a program needs admin
     events:read              the streams of events; of calls one's own
     events:publish           words to all or to one user: alerts, maintenance, notifications
     calls:read               the events of everybody's calls, without arguments and results
+    calls:approve            consent to calls of others that wait for it, with their arguments
     rooms:join               every room
     rooms:join:ROOM          that room
     admin                    all of the above
@@ -22,13 +24,25 @@ from mcpgw.errors import ConfigError, PermissionDenied, suggest
 from mcpgw.server_definitions import SERVER_NAME
 
 ADMIN: Final = "admin"
+APPROVE_CALLS: Final = "calls:approve"
 CALL_TOOLS: Final = "tools:call"
 READ_CALLS: Final = "calls:read"
 READ_EVENTS: Final = "events:read"
 PUBLISH_EVENTS: Final = "events:publish"
 READ_SERVERS: Final = "servers:read"
+WRITE_SERVERS: Final = "servers:write"
 JOIN_ROOMS: Final = "rooms:join"
-SCOPES: Final = (ADMIN, CALL_TOOLS, JOIN_ROOMS, PUBLISH_EVENTS, READ_CALLS, READ_EVENTS, READ_SERVERS)
+SCOPES: Final = (
+    ADMIN,
+    APPROVE_CALLS,
+    CALL_TOOLS,
+    JOIN_ROOMS,
+    PUBLISH_EVENTS,
+    READ_CALLS,
+    READ_EVENTS,
+    READ_SERVERS,
+    WRITE_SERVERS,
+)
 """The scopes that name no server and no tool."""
 
 MAXIMUM_TOOL_NAME: Final = 256
@@ -96,9 +110,21 @@ def may_call_any(caller: Caller, server: str) -> bool:
     )
 
 
+def may_use_server(caller: Caller, server: str) -> bool:
+    """Whether `caller` may use all that `server` offers: its resources and prompts, and every tool."""
+    return _has(caller, CALL_TOOLS) or (
+        SERVER_NAME.fullmatch(server) is not None and f"{_ONE_SERVER}{server}" in caller.scopes
+    )
+
+
 def may_read_servers(caller: Caller) -> bool:
     """Whether `caller` may see the servers and their tools."""
     return _has(caller, READ_SERVERS)
+
+
+def may_write_servers(caller: Caller) -> bool:
+    """Whether `caller` may start, stop and change servers; some of it needs more (`mcpgw.administration`)."""
+    return _has(caller, WRITE_SERVERS)
 
 
 def may_read_events(caller: Caller) -> bool:
@@ -109,6 +135,11 @@ def may_read_events(caller: Caller) -> bool:
 def may_read_calls(caller: Caller) -> bool:
     """Whether `caller` may see that others call tools, not what they say and hear."""
     return _has(caller, READ_CALLS)
+
+
+def may_approve(caller: Caller) -> bool:
+    """Whether `caller` may approve calls that wait for it, and see what they say."""
+    return _has(caller, APPROVE_CALLS)
 
 
 def is_admin(caller: Caller) -> bool:
@@ -134,16 +165,34 @@ def require_call_any(caller: Caller, server: str) -> None:
         raise _denied(f"{_ONE_SERVER}{server}" if SERVER_NAME.fullmatch(server) else CALL_TOOLS)
 
 
+def require_use_server(caller: Caller, server: str) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless all that `server` offers may be used."""
+    if not may_use_server(caller, server):
+        raise _denied(f"{_ONE_SERVER}{server}" if SERVER_NAME.fullmatch(server) else CALL_TOOLS)
+
+
 def require_read_servers(caller: Caller) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless `caller` may see the servers."""
     if not may_read_servers(caller):
         raise _denied(READ_SERVERS)
 
 
+def require_write_servers(caller: Caller) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless `caller` may change servers."""
+    if not may_write_servers(caller):
+        raise _denied(WRITE_SERVERS)
+
+
 def require_read_events(caller: Caller) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless `caller` may read events."""
     if not may_read_events(caller):
         raise _denied(READ_EVENTS)
+
+
+def require_approve(caller: Caller) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless `caller` may approve calls."""
+    if not may_approve(caller):
+        raise _denied(APPROVE_CALLS)
 
 
 def require_publish_events(caller: Caller) -> None:

@@ -5,6 +5,7 @@ import secrets
 import socket
 from enum import IntEnum
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import httpx2
@@ -13,6 +14,9 @@ from mcp.shared.exceptions import MCPError
 
 from mcpgw.errors import GatewayError, OutcomeUnknown, TooLarge, ToolExecutionError
 from mcpgw.server_definitions import ServerDefinition
+
+SESSION_ENDED: Final = "its session was ended by the server"
+"""The reason of a session that an HTTP server has forgotten: it was not the server that failed."""
 
 _LONGEST = 300
 # A backend may use any code for errors of its own. Only an error that carries this mark was made here.
@@ -43,6 +47,11 @@ def local_error(fault: LocalFault, message: str) -> types.ErrorData:
     return types.ErrorData(code=fault.value, message=message, data=_MARK)
 
 
+def too_many() -> types.ErrorData:
+    """The answer to a backend that sends more requests than it may."""
+    return types.ErrorData(code=types.INTERNAL_ERROR, message="too many requests: try again later")
+
+
 def _local_fault(error: MCPError) -> LocalFault | None:
     return LocalFault(error.code) if error.data == _MARK else None
 
@@ -50,6 +59,11 @@ def _local_fault(error: MCPError) -> LocalFault | None:
 def is_never_sent(error: MCPError) -> bool:
     """Whether the request did not reach the backend or was refused unread, so that it cannot have run."""
     return _local_fault(error) in (LocalFault.NOT_SENT, LocalFault.SESSION_LOST)
+
+
+def is_unanswered(error: MCPError) -> bool:
+    """Whether the request may have reached the backend and no answer came."""
+    return _local_fault(error) is LocalFault.MAYBE_SENT
 
 
 def translate(error: MCPError, *, server: str, ended: bool, reason: str | None) -> GatewayError:

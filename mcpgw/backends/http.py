@@ -16,6 +16,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
+from mcpgw.backends.failures import too_many
 from mcpgw.backends.http_layer import HttpBackendTransport
 from mcpgw.rate_limit import RateLimit
 
@@ -51,8 +52,10 @@ async def http_transport(
         transport = HttpBackendTransport(max_message_size, on_end, failed.add if legacy_sse else None)
         return httpx2.AsyncClient(transport=transport, headers=headers, timeout=timeout, auth=auth)
 
-    def watched(read: Any) -> "WatchedReadStream":
-        return WatchedReadStream(read, on_end, on_fault, RateLimit(notification_rate), failed)
+    def watched(read: Any, write: Any) -> "WatchedReadStream":
+        return WatchedReadStream(
+            read, write, on_end=on_end, on_fault=on_fault, unasked=RateLimit(notification_rate), failed=failed
+        )
 
     streams: AbstractAsyncContextManager[tuple[Any, Any]]
     if legacy_sse:
@@ -64,7 +67,7 @@ async def http_transport(
             httpx_client_factory=client,
         )
         async with streams as (read, write):
-            yield watched(read), write
+            yield watched(read, write), write
     else:
         timeout = httpx2.Timeout(connect_timeout, read=read_timeout)
         async with client(all_headers, timeout) as http_client:
@@ -72,7 +75,7 @@ async def http_transport(
                 url, http_client=http_client, max_sse_event_size=max_message_size
             )
             async with streams as (read, write):
-                yield watched(read), write
+                yield watched(read, write), write
 
 
 class _Failed:
@@ -102,12 +105,15 @@ class WatchedReadStream:
     def __init__(
         self,
         stream: Any,
+        write: Any,
+        *,
         on_end: Callable[[str], None],
         on_fault: Callable[[str], None],
         unasked: RateLimit,
         failed: _Failed,
     ) -> None:
         self._stream = stream
+        self._write = write
         self._on_end = on_end
         self._on_fault = on_fault
         self._unasked = unasked
@@ -127,6 +133,7 @@ class WatchedReadStream:
         try:
             message = await self._failed.or_next(self._stream)
             while not self._is_taken(message):
+                await self._refuse(message)
                 message = await self._failed.or_next(self._stream)
         except (anyio.EndOfStream, anyio.ClosedResourceError):
             self._on_end("its connection was closed")
@@ -153,6 +160,12 @@ class WatchedReadStream:
     async def __aexit__(self, *exc_info: Any) -> bool | None:
         result: bool | None = await self._stream.__aexit__(*exc_info)
         return result
+
+    async def _refuse(self, message: SessionMessage | Exception) -> None:
+        """Answer a request that is not taken; what tells of something is dropped."""
+        if isinstance(message, SessionMessage) and isinstance(message.message, types.JSONRPCRequest):
+            answer = types.JSONRPCError(jsonrpc="2.0", id=message.message.id, error=too_many())
+            await self._write.send(SessionMessage(answer))
 
     def _is_taken(self, message: SessionMessage | Exception) -> bool:
         if isinstance(message, Exception) or isinstance(

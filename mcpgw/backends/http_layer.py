@@ -15,7 +15,7 @@ import anyio
 import httpx2
 import mcp_types as types
 
-from mcpgw.backends.failures import LocalFault, local_error, unreachable_in_words
+from mcpgw.backends.failures import SESSION_ENDED, LocalFault, local_error, unreachable_in_words
 from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id
 
 T = TypeVar("T")
@@ -28,6 +28,13 @@ _EVENT_TYPE = "text/event-stream"
 _LONGEST_LEGACY_LINE = 1024 * 1024 - 4096
 # Connections are bounded by the calls that clients may have open, not by a pool that hung calls would fill.
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+_OF_ONE_REQUEST = ("content-length", "transfer-encoding", "mcp-method", "mcp-name")
+_SESSION_NOT_KNOWN = (
+    (-32000, "Bad Request: No valid session ID provided"),
+    (-32000, "Bad Request: Server not initialized"),
+    (-32001, "Session not found"),
+)
 
 Fail = Callable[[types.RequestId, types.ErrorData], None]
 """Takes the id of a request that has failed, and why."""
@@ -123,14 +130,21 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
         if body is None:
             return _error_answer(request, LocalFault.TOO_LARGE, "the answer is over the limit of one message")
         if request_id is not None:
-            if _is_session_lost(request, response.status_code, body):
-                self._on_end("its session was ended by the server")
-                return _error_answer(request, LocalFault.SESSION_LOST, "the server has forgotten the session")
+            match await opened.run(self._knows_session(request, response.status_code, body)):
+                case False:
+                    self._on_end(SESSION_ENDED)
+                    return _error_answer(
+                        request, LocalFault.SESSION_LOST, "the server has forgotten the session"
+                    )
+                case None:
+                    return _error_answer(
+                        request, LocalFault.MAYBE_SENT, "it is not known whether its session is still there"
+                    )
             if response.is_success and content_type.startswith(_JSON_TYPE):
                 body = _own_answer(body, request_id)
             elif (
                 response.is_error
-                and _rpc_error(body) is None
+                and _rpc_message(body) is None
                 and response.status_code != httpx2.codes.NOT_FOUND  # the SDK's "no such method"
             ):
                 return _refusal(request, f"it answered with HTTP status {response.status_code}")
@@ -140,6 +154,36 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
             if name not in ("content-length", "transfer-encoding", "content-encoding")
         ]
         return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+
+    async def _knows_session(self, request: httpx2.Request, status: int, body: bytes) -> bool | None:
+        """Whether a server that has refused a request knows its session; None where that cannot be told.
+
+        The specification says 404. Servers of the TypeScript SDK answer 400 and say so in words, which an
+        error of a tool may hold as well: a ping tells which of them it was.
+        """
+        if "mcp-session-id" not in request.headers:
+            return True
+        if status == httpx2.codes.NOT_FOUND:
+            return False
+        if not _sounds_lost(status, body):
+            return True
+        headers = [
+            (name, value) for name, value in request.headers.multi_items() if name not in _OF_ONE_REQUEST
+        ]
+        message = {"jsonrpc": "2.0", "id": "is the session there", "method": "ping"}
+        ping = httpx2.Request("POST", request.url, headers=headers, json=message)
+        ping.extensions = dict(request.extensions)
+        try:
+            async with asyncio.timeout(_COURTESY_SECONDS):
+                response = await self._inner.handle_async_request(ping)
+                if response.is_success:
+                    await response.aclose()
+                    return True
+                answer = await self._read(response)
+        except (httpx2.TransportError, TimeoutError):
+            return None
+        lost = response.status_code == httpx2.codes.NOT_FOUND
+        return not (lost or (answer is not None and _sounds_lost(response.status_code, answer)))
 
     async def _read(self, response: httpx2.Response) -> bytes | None:
         """The whole body; None where it is over the limit."""
@@ -193,7 +237,7 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
             code=types.INTERNAL_ERROR, message=f"it answered with HTTP status {answer.status_code}"
         )
         if answer.status_code == httpx2.codes.NOT_FOUND:
-            self._on_end("its session was ended by the server")
+            self._on_end(SESSION_ENDED)
             fault = local_error(LocalFault.SESSION_LOST, "the server has forgotten the session")
         fail(request_id, fault)
 
@@ -335,25 +379,21 @@ def _rpc_answer(request: httpx2.Request, error: types.ErrorData) -> httpx2.Respo
     return httpx2.Response(503, json=body, request=request, extensions={"mcpgw_error": error})
 
 
-def _is_session_lost(request: httpx2.Request, status: int, body: bytes) -> bool:
-    """Whether a server has refused a request since it no longer knows its session.
-
-    The specification says 404; the reference servers of the TypeScript SDK answer 400 and say so in words.
-    """
-    if "mcp-session-id" not in request.headers:
+def _sounds_lost(status: int, body: bytes) -> bool:
+    """Whether a refusal has the very form in which the TypeScript SDK says that it knows no such session."""
+    message = _rpc_message(body) if status == httpx2.codes.BAD_REQUEST else None
+    if message is None or message.get("id") is not None:
         return False
-    if status == httpx2.codes.BAD_REQUEST:
-        error = _rpc_error(body)
-        return error is not None and "session" in str(error.get("message")).lower()
-    return status == httpx2.codes.NOT_FOUND
+    error = message["error"]
+    return (error.get("code"), error.get("message")) in _SESSION_NOT_KNOWN
 
 
-def _rpc_error(body: bytes) -> Mapping[str, Any] | None:
+def _rpc_message(body: bytes) -> Mapping[str, Any] | None:
+    """The JSON-RPC error message that `body` is; None where it is none."""
     with suppress(ValueError, RecursionError):
         message = json.loads(body)
         if isinstance(message, dict) and isinstance(message.get("error"), dict):
-            error: dict[str, Any] = message["error"]
-            return error
+            return message
     return None
 
 

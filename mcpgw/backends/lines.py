@@ -1,10 +1,13 @@
 """Splitting a byte stream into lines whose length is bounded, and what an unreadable line still says."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 _KEPT_OF_OVERSIZED = 4096
+_LONGEST_REQUEST = 256 * 1024
+_LONGEST_ID = 128
 _ID = rb'"id"\s*:\s*"?(\d{1,18})"?\s*'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
 _OUTCOME = rb'"(?:result|error)"\s*:'
@@ -78,3 +81,25 @@ def answered_id(head: bytes, tail: bytes) -> int | None:
     if found is None and _ANSWER_WITHOUT_ID_YET.match(head):
         found = _ID_LAST.search(tail)
     return None if found is None else int(found[1])
+
+
+def asked_id(line: bytes) -> int | str | None:
+    """The id of the request that a broken line is; None where it is none, or is longer than 256 KiB.
+
+    For lines that JSON-RPC's reader refuses: such as one with half of a surrogate pair, or with a member that
+    is not as it must be.
+    """
+    if len(line) > _LONGEST_REQUEST:
+        return None
+    try:
+        message = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+        return None
+    request_id = message.get("id")
+    if isinstance(request_id, str):
+        is_usable = len(request_id) <= _LONGEST_ID and request_id.isprintable()
+    else:
+        is_usable = isinstance(request_id, int) and not isinstance(request_id, bool)
+    return request_id if is_usable else None

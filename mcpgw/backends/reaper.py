@@ -1,22 +1,21 @@
 """The process that outlives a killed gateway and ends its backend servers.
 
 A backend is told to stop by closing its stdin, but one that does not listen would live on when the gateway
-itself is killed (`kill -9`) and can end nobody any more. The gateway therefore starts this file once, as a
-program, tells it each process group that it starts (``add PGID``) and each that has ended (``remove PGID``),
-and holds its stdin open. When that stdin ends, the gateway is gone: groups that are still alive after a
-moment of grace are killed, whole. POSIX only.
+itself is killed (`kill -9`) and can end nobody any more. The gateway therefore starts a program once (the
+file of `mcpgw.backends.processes`), tells it each process group that it starts, with the mark in its
+environment (``add PGID MARK``), and each that has ended (``remove PGID``), and holds its stdin open. When
+that stdin ends, the gateway is gone: groups that are still alive after a moment of grace are killed, whole,
+and so is what has left them. POSIX only.
 """
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from typing import IO
 
+from mcpgw.backends import processes
+
 GRACE_SECONDS = 2.0
-_POLL_SECONDS = 0.05
 
 
 class ProcessReaper:
@@ -28,29 +27,29 @@ class ProcessReaper:
     def __init__(self, *, grace: float = GRACE_SECONDS) -> None:
         self._grace = grace
         self._process: subprocess.Popen[bytes] | None = None
-        self._groups: set[int] = set()
+        self._groups: dict[int, str] = {}
 
     @property
     def pid(self) -> int | None:
         """The process id of the reaper, where it was started."""
         return None if self._process is None else self._process.pid
 
-    def add(self, group: int) -> None:
-        """Have the process group `group` ended when this process dies.
+    def add(self, group: int, mark: str = "") -> None:
+        """Have the process group `group`, and what bears its `mark`, ended when this process dies.
 
         Raises:
             OSError: the reaper cannot be started.
         """
-        self._groups.add(group)
+        self._groups[group] = mark
         try:
-            self._tell(f"add {group}\n")
+            self._tell(f"add {group} {mark}\n")
         except OSError:
-            self._groups.discard(group)
+            self._groups.pop(group, None)
             raise
 
     def remove(self, group: int) -> None:
         """Forget a process group that has ended."""
-        self._groups.discard(group)
+        self._groups.pop(group, None)
         with suppress(OSError):  # where it was killed and cannot be replaced now, the next `add` says so
             self._tell(f"remove {group}\n")
 
@@ -61,7 +60,7 @@ class ProcessReaper:
         if process is not None:
             _pipe_of(process).close()
             try:
-                process.wait(self._grace + 1)
+                process.wait(self._grace + 2)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -76,7 +75,7 @@ class ProcessReaper:
         if self._groups:
             self._process = self._started()
             pipe = _pipe_of(self._process)
-            pipe.write("".join(f"add {group}\n" for group in sorted(self._groups)).encode())
+            pipe.write("".join(f"add {group} {mark}\n" for group, mark in self._groups.items()).encode())
 
     def _discard_dead(self, process: "subprocess.Popen[bytes]") -> None:
         self._process = None
@@ -87,8 +86,8 @@ class ProcessReaper:
     def _started(self) -> "subprocess.Popen[bytes]":
         # By its file and isolated (-I): nothing in the current folder or the environment can stand in for
         # a module of the standard library.
-        return subprocess.Popen(  # noqa: S603 - this file, run by this interpreter
-            [sys.executable, "-I", "-S", __file__, str(self._grace)],
+        return subprocess.Popen(  # noqa: S603 - a file of its own, run by this interpreter
+            [sys.executable, "-I", "-S", processes.__file__, str(self._grace)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -101,36 +100,3 @@ class ProcessReaper:
 def _pipe_of(process: "subprocess.Popen[bytes]") -> IO[bytes]:
     assert process.stdin is not None  # noqa: S101 - for the type checker: it was started with a pipe
     return process.stdin
-
-
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def main() -> None:
-    """Read orders until the gateway is gone, then end what is left."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    groups: set[int] = set()
-    for line in sys.stdin:
-        verb, _, group = line.partition(" ")
-        if verb == "add":
-            groups.add(int(group))
-        else:
-            groups.discard(int(group))
-    deadline = time.monotonic() + float(sys.argv[1])
-    while any(map(_alive, groups)) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-    for group in groups:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,7 @@ holds the pipes. Source: MCP 2025-11-25 and 2026-07-28, "Transports: stdio" and 
 
 import asyncio
 import os
+import secrets
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,9 @@ from mcp.client.stdio import get_default_environment
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
-from mcpgw.backends.failures import LocalFault, local_error
-from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id
+from mcpgw.backends import processes
+from mcpgw.backends.failures import LocalFault, local_error, too_many
+from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id, asked_id
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.rate_limit import RateLimit
 
@@ -32,6 +34,8 @@ _QUEUE_HIGH = 256
 _AT_ONCE = 32
 _STDERR_LINE = 4096
 _EDGE = 4096
+_MOST_REFUSALS = 64 * 1024
+"""Bytes of refusals that a child may leave unread."""
 _LEFTOVER_SECONDS = 0.2
 _EXIT_SECONDS = 0.05
 
@@ -40,7 +44,7 @@ PROCESS_ENDED: Final = "its process"
 
 
 class StdioTransport:
-    """Starts a backend's process when entered and ends its whole process group when left.
+    """Starts a backend's process when entered; ends its process group, and what has left that, when left.
 
     `on_stderr` gets each line of the child's stderr; `on_fault` a sentence about each thing the child did
     that is no MCP; `on_end` is called at most once, when the child has ended the session, with why.
@@ -68,10 +72,12 @@ class StdioTransport:
         self._argv = (command, *args)
         self._env = get_default_environment() | dict(env)
         self._cwd = cwd
+        self._mark = secrets.token_hex(16)
         self._max_message_size = max_message_size
         self._stop_timeout = stop_timeout
         self._reaper = reaper
         self._on_end = on_end
+        self._on_fault = on_fault
         self._reader = MessageReader(on_end, max_waiting=2 * max_message_size)
         self._child = _Child(
             self._reader, LineSplitter(max_message_size), RateLimit(notification_rate), on_stderr, on_fault
@@ -87,11 +93,15 @@ class StdioTransport:
         loop = asyncio.get_running_loop()
         # Nothing awaits between the start and the registration, so a cancellation cannot leak the child.
         transport, _ = await loop.subprocess_exec(
-            lambda: self._child, *self._argv, env=self._env, cwd=self._cwd, start_new_session=True
+            lambda: self._child,
+            *self._argv,
+            env=self._env | {processes.MARK: self._mark},
+            cwd=self._cwd,
+            start_new_session=True,
         )
         self._transport = transport
         try:
-            self._reaper.add(transport.get_pid())
+            self._reaper.add(transport.get_pid(), self._mark)
         except OSError:
             await self.__aexit__(None, None, None)
             raise
@@ -112,12 +122,21 @@ class StdioTransport:
     async def _stop(self, transport: asyncio.SubprocessTransport) -> None:
         """The specification's escalation: close stdin, SIGTERM, SIGKILL, with a bounded wait after each."""
         group = transport.get_pid()
+        stdin = transport.get_pipe_transport(0)
+        # It reads no more: mostly it ends at this moment, which is a better reason than that.
+        closed_by_child = stdin is not None and stdin.is_closing()
+        if closed_by_child and await self._child.wait_exited(_LEFTOVER_SECONDS):
+            self._reader.tell(self._child.exit_words())
         self._reader.end(None)
         # A message that could not be sent is noticed sooner than the end of the child, which is the reason.
         if not self._reader.has_reason and (reason := await self._child.why_ended()) is not None:
             self._on_end(reason)
         self._reader.discard()
-        if (stdin := transport.get_pipe_transport(0)) is not None:
+        # Before it ends: then they have other parents. In a thread, for it reads much of /proc.
+        family: set[processes.Process] = set()
+        if not self._child.has_exited:  # else its number may be another's
+            family = await asyncio.to_thread(processes.descendants, [group])
+        if stdin is not None:
             cast("asyncio.WriteTransport", stdin).close()
         for sent in (None, signal.SIGTERM, signal.SIGKILL):
             if sent is not None:
@@ -126,6 +145,8 @@ class StdioTransport:
                 break
         # What the leader left behind in its group has no parent to serve any more.
         _signal_group(group, signal.SIGKILL)
+        if killed := await asyncio.to_thread(processes.kill_family, family, [self._mark]):
+            self._on_fault(f"{killed} processes that it had started outlived it, and were killed")
         self._reaper.remove(group)
         if stdin is not None and cast("asyncio.WriteTransport", stdin).get_write_buffer_size():
             # What the child never read would keep the pipe open as long as a process of another group does.
@@ -189,18 +210,23 @@ class _Child(asyncio.SubprocessProtocol):
         self._ending = self._ending or reason
 
         def end() -> None:
-            self._reader.end(self._exit_words() if self._exited.is_set() else reason)
+            self._reader.end(self.exit_words() if self._exited.is_set() else reason)
 
         if seconds:
             asyncio.get_running_loop().call_later(seconds, end)
         else:
             end()
 
+    @property
+    def has_exited(self) -> bool:
+        """Whether the process has ended."""
+        return self._exited.is_set()
+
     async def why_ended(self) -> str | None:
         """Why the child ends the session, once its exit had a moment to be seen; None where it does not."""
         if self._ending is None:
             return None
-        return self._exit_words() if await self.wait_exited(_LEFTOVER_SECONDS) else self._ending
+        return self.exit_words() if await self.wait_exited(_LEFTOVER_SECONDS) else self._ending
 
     async def wait_exited(self, timeout: float) -> bool:  # noqa: ASYNC109 - a bound on one step of stopping
         """Wait until the process has ended, at most `timeout` seconds; tells whether it has."""
@@ -208,7 +234,8 @@ class _Child(asyncio.SubprocessProtocol):
             await self._exited.wait()
         return self._exited.is_set()
 
-    def _exit_words(self) -> str:
+    def exit_words(self) -> str:
+        """How it ended."""
         code = None if self._transport is None else self._transport.get_returncode()
         if code is not None and code < 0:
             return f"{PROCESS_ENDED} was ended by signal {-code}"
@@ -225,10 +252,21 @@ class _Child(asyncio.SubprocessProtocol):
             return
         is_answer = isinstance(message, types.JSONRPCResponse | types.JSONRPCError)
         if not is_answer and not self._notifications.admit():
+            if isinstance(message, types.JSONRPCRequest):  # the child may wait for its answer
+                self._refuse(message.id, too_many())
             return
         if dropped := self._notifications.take_refused():
             self._on_fault(f"it sent notifications or requests faster than the limit: {dropped} were dropped")
         self._reader.put(SessionMessage(message), len(line))
+
+    def _refuse(self, request_id: types.RequestId, error: types.ErrorData) -> None:
+        stdin = None if self._transport is None else self._transport.get_pipe_transport(0)
+        if stdin is None or stdin.is_closing():
+            return
+        pipe = cast("asyncio.WriteTransport", stdin)
+        if pipe.get_write_buffer_size() <= _MOST_REFUSALS:
+            answer = types.JSONRPCError(jsonrpc="2.0", id=request_id, error=error)
+            pipe.write(answer.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
 
     def _parse(self, line: bytes) -> types.JSONRPCMessage | None:
         parse = types.jsonrpc_message_adapter.validate_json
@@ -240,6 +278,12 @@ class _Child(asyncio.SubprocessProtocol):
             return parse(text, by_name=False)
         # The line itself may hold arguments of a call, and is not for the log.
         self._on_fault(f"its stdout held a line of {len(line)} bytes that is no JSON-RPC message")
+        if (request_id := asked_id(line)) is not None:  # the child may wait for its answer
+            refused = types.ErrorData(
+                code=types.INVALID_REQUEST, message="the request is no JSON-RPC message"
+            )
+            self._refuse(request_id, refused)
+            return None
         error = types.ErrorData(code=types.PARSE_ERROR, message="the answer is no JSON-RPC message")
         self._answer_for(line[:_EDGE], line[-_EDGE:], error)
         return None
@@ -270,6 +314,7 @@ class MessageReader:
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
+        self._is_told = False
         self._has_reason = False
         self._on_end = on_end
         self._pipe: asyncio.ReadTransport | None = None
@@ -302,8 +347,14 @@ class MessageReader:
             self._ended = True
             if reason is not None:
                 self._has_reason = True
-                self._on_end(reason)
+                self.tell(reason)
             self._wake()
+
+    def tell(self, reason: str) -> None:
+        """Say why the child has ended the session, unless that was said."""
+        if not self._is_told:
+            self._is_told = True
+            self._on_end(reason)
 
     def discard(self) -> None:
         """Drop what waits, and let the child write on so that it can come to its end."""
@@ -388,11 +439,15 @@ class MessageWriter:
         unread = self._pipe.get_write_buffer_size()
         if unread > self._max_waiting:
             self._give_up("it does not read its stdin")
-        if unread > self._max_waiting or self._pipe.is_closing():
-            if isinstance(item.message, types.JSONRPCRequest):
-                raise MCPError.from_error_data(local_error(LocalFault.NOT_SENT, "its stdin takes no more"))
-            raise anyio.BrokenResourceError
-        self._pipe.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+        elif not self._pipe.is_closing():
+            line = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
+            self._pipe.write(line)
+            # Where nothing waited, it is written at once: a pipe that is closed now has taken nothing of it.
+            if unread or not self._pipe.is_closing():
+                return
+        if isinstance(item.message, types.JSONRPCRequest):
+            raise MCPError.from_error_data(local_error(LocalFault.NOT_SENT, "its stdin takes no more"))
+        raise anyio.BrokenResourceError
 
     async def aclose(self) -> None:
         """Nothing to do: the transport closes the pipe when it is left."""

@@ -1,19 +1,18 @@
 """The tools of a backend and their answers, in the JSON that the backend sent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mcp.client import Client
-
 from mcpgw.errors import ToolExecutionError
-
-_MOST_PAGES = 100
 
 
 @dataclass(frozen=True, eq=False)
 class Tool:
-    """A tool as its backend lists it; schemas and annotations are the backend's own JSON."""
+    """A tool as its backend lists it; schemas and annotations are the backend's own JSON.
+
+    `raw` is all that the backend says of it: the JSON of MCP's ``Tool``.
+    """
 
     name: str
     title: str | None
@@ -21,6 +20,45 @@ class Tool:
     input_schema: Mapping[str, Any]
     output_schema: Mapping[str, Any] | None
     annotations: Mapping[str, Any] | None
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "Tool":
+        """Read a tool whose shape the SDK has checked."""
+        return cls(
+            name=raw["name"],
+            title=raw.get("title"),
+            description=raw.get("description") or "",
+            input_schema=raw.get("inputSchema", {"type": "object"}),
+            output_schema=raw.get("outputSchema"),
+            annotations=raw.get("annotations"),
+            raw=raw,
+        )
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it says of itself that it changes nothing (``readOnlyHint``)."""
+        return self._hint("readOnlyHint")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it says of itself that a second call does no more than one (``idempotentHint``)."""
+        return self.is_read_only or self._hint("idempotentHint")
+
+    def to_json(self, server_id: str) -> dict[str, Any]:
+        """As lists of tools have it, with the id of its server."""
+        entry: dict[str, Any] = {"serverId": server_id, "name": self.name}
+        if self.title is not None:
+            entry["title"] = self.title
+        entry |= {"description": self.description, "inputSchema": self.input_schema}
+        if self.output_schema is not None:
+            entry["outputSchema"] = self.output_schema
+        if self.annotations is not None:
+            entry["annotations"] = self.annotations
+        return entry
+
+    def _hint(self, name: str) -> bool:
+        return self.annotations is not None and self.annotations.get(name) is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +70,19 @@ class ToolResult:
     has_structured_content: bool
     is_error: bool
     meta: Mapping[str, Any] | None
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "ToolResult":
         """Read a result whose shape the SDK has checked.
 
         Raises:
-            ToolExecutionError: it is no final result but a request for input (MCP 2026-07-28), which is not
-                passed on.
+            ToolExecutionError: it is no final result, but of a kind that is not known.
         """
         kind = raw.get("resultType", "complete")
         if kind != "complete":
             raise ToolExecutionError(
-                f"the tool asks for further input ({kind}), which is not passed on",
+                f"the tool answered with a result of the kind {str(kind)[:64]!r}, which is not known",
                 details={"resultType": kind},
             )
         return cls(
@@ -53,28 +91,5 @@ class ToolResult:
             has_structured_content="structuredContent" in raw,
             is_error=raw.get("isError") is True,
             meta=raw.get("_meta"),
+            raw=raw,
         )
-
-
-async def list_tools(client: Client) -> dict[str, Tool]:
-    """Every tool of a connected server, page by page; 100 pages at most, so that none pages for ever."""
-    tools: dict[str, Tool] = {}
-    if client.server_capabilities.tools is None:
-        return tools
-    cursor: str | None = None
-    for _ in range(_MOST_PAGES):
-        page = await client.list_tools(cursor=cursor)
-        for tool in page.tools:
-            listed = tool.model_dump(by_alias=True, mode="json", exclude_unset=True)
-            tools[tool.name] = Tool(
-                name=tool.name,
-                title=tool.title,
-                description=tool.description or "",
-                input_schema=listed.get("inputSchema", {"type": "object"}),
-                output_schema=listed.get("outputSchema"),
-                annotations=listed.get("annotations"),
-            )
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return tools

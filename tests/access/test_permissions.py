@@ -151,7 +151,7 @@ def test_a_scope_of_the_grammar_passes(scope: str) -> None:
         ("Admin", "did you mean 'admin'?"),
         (
             "",
-            "there is 'admin', 'calls:read', 'events:publish', 'events:read', 'rooms:join', 'servers:read'",
+            "'events:publish', 'events:read', 'rooms:join', 'servers:read', 'servers:write', 'tools:call'",
         ),
         ("zzz", "there is 'admin'"),
         ("tools:call:", "a server's name"),

@@ -31,13 +31,13 @@ from tests.support.waiting import until
 @pytest.mark.gen_test(timeout=20)
 async def test_a_server_that_dies_at_start_is_tried_with_growing_jittered_pauses(io_loop: IOLoop) -> None:
     waits: dict[int, float] = {}
-    async with running(scripted("--at-start", "die"), wait=False, retry_maximum=0.4) as [backend]:
+    async with running(scripted("--at-start", "die"), wait=False, failed_after=100) as [backend]:
         while backend.status.failures < 7:
             status = backend.status
             if status.next_try_at is not None:
                 waits.setdefault(status.failures, status.next_try_at - status.since)
             await asyncio.sleep(0.002)
-        assert backend.status.reason == "its process ended with exit code 3: scripted cannot start"
+        assert backend.status.full_reason == "its process ended with exit code 3: scripted cannot start"
     ceilings = {failures: min(0.4, 0.05 * 2 ** (failures - 1)) for failures in waits}
     assert len(waits) >= 6
     assert all(-0.01 <= wait <= ceilings[failures] + 0.01 for failures, wait in waits.items())

@@ -34,7 +34,7 @@ async def test_a_call_streams_its_progress_and_logs_before_its_answer(
         assert backend.status.protocol_version == era
         assert set(backend.tools) == TOOLS  # three pages of them
         assert text_of(await call(backend, "count", heard=heard)) == "counted"
-        assert heard.progress == [(step, 3, f"step {step}") for step in (1, 2, 3)]
+        assert heard.steps == [(step, 3, f"step {step}") for step in (1, 2, 3)]
         assert heard.logs == [("warning", "counter", {"counted": 3})]
 
 
@@ -44,7 +44,7 @@ async def test_the_server_sees_a_cancel(io_loop: IOLoop, tmp_path: Path, era: st
     record, heard = tmp_path / "record", Heard()
     async with running(server(era, record)) as [backend]:
         waiting = asyncio.create_task(call(backend, "wait", heard=heard))
-        await until(lambda: len(heard.progress) == 3)
+        await until(lambda: len(heard.steps) == 3)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -86,3 +86,15 @@ async def test_a_tool_that_comes_at_run_time_is_listed(io_loop: IOLoop, tmp_path
     async with running(server(era, tmp_path / "record")) as [backend]:
         await call(backend, "grow", {"name": "late"})
         await until(lambda: "late" in backend.tools, seconds=3)
+
+
+@ERAS
+@pytest.mark.gen_test(timeout=30)
+async def test_two_lists_of_tools_at_once_are_both_whole(io_loop: IOLoop, tmp_path: Path, era: str) -> None:
+    async with running(server(era, tmp_path / "record")) as [backend]:
+        connection = await backend.connection(0)
+        listing = []
+        for _ in range(20):  # each begins while others wait for a page
+            listing.append(asyncio.create_task(connection.list_tools()))
+            await asyncio.sleep(0.002)
+        assert all(tools.keys() == TOOLS for tools in await asyncio.gather(*listing))

@@ -16,7 +16,7 @@ from mcpgw.backends.backend import Backend
 from mcpgw.errors import GatewayError, OutcomeUnknown, ServerUnavailable, TooLarge, ToolExecutionError
 from mcpgw.server_definitions import ServerDefinition
 from tests.servers.scripted_http import ScriptedHttpServer, scripted_http
-from tests.support.backends import Heard, call, open_files, ready, running, text_of
+from tests.support.backends import Announced, Heard, call, open_files, ready, running, serving, text_of, use
 from tests.support.waiting import until
 
 MEBIBYTE = 1024 * 1024
@@ -163,7 +163,7 @@ async def test_progress_comes_in_order_and_before_the_response(io_loop: IOLoop, 
     heard = Heard()
     async with both(modern=modern) as (backend, _):
         await call(backend, "progress", {"steps": 200}, heard=heard)
-        assert heard.progress == [(step, 200, None) for step in range(1, 201)]
+        assert heard.steps == [(step, 200, None) for step in range(1, 201)]
 
 
 @pytest.mark.gen_test(timeout=30)
@@ -178,7 +178,7 @@ async def test_a_flood_of_notifications_is_cut_and_others_are_served(io_loop: IO
             slowest = max(slowest, time.process_time() - began)
         await flooding
         assert slowest < 1  # of this process: what others do with the machine is not the point
-        assert 100 <= len(heard.progress) < 2_500
+        assert 100 <= len(heard.steps) < 2_500
 
 
 @pytest.mark.parametrize("lost", [404, 400])
@@ -192,6 +192,49 @@ async def test_a_lost_session_is_begun_anew(io_loop: IOLoop, lost: int) -> None:
         await ready(backend)
         await call(backend, "echo")
         assert server.methods().count("initialize") == 2
+
+
+@pytest.mark.parametrize("message", ["unknown chat session 42", "Bad Request: No valid session ID provided"])
+@pytest.mark.parametrize("anonymous", [False, True])
+@pytest.mark.gen_test(timeout=20)
+async def test_an_error_that_speaks_of_sessions_is_its_own_calls_alone(
+    io_loop: IOLoop, message: str, anonymous: bool
+) -> None:
+    async with scripted_http() as web:
+        definition = ServerDefinition(name="web", transport="http", url=web.url)
+        async with serving(definition) as server:
+            held = asyncio.create_task(use(server, "hang"))
+            await until(lambda: web.methods().count("tools/call") == 1)
+            with pytest.raises(ToolExecutionError, match=message):
+                await use(server, "bad_request", {"message": message, "anonymous": anonymous})
+            assert web.methods().count("tools/call") == 2
+            assert web.methods().count("initialize") == 1
+            assert not held.done()
+            held.cancel()
+            await asyncio.wait({held})
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_a_call_is_not_sent_again_where_a_lost_session_cannot_be_confirmed(io_loop: IOLoop) -> None:
+    async with both() as (backend, server):
+        server.resets_pings = True
+        with pytest.raises(OutcomeUnknown):
+            await call(
+                backend, "bad_request", {"message": "Session not found", "code": -32001, "anonymous": True}
+            )
+        await call(backend, "echo")
+        assert server.methods().count("initialize") == 1
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_tools_that_were_listed_again_for_a_call_reach_everybody(io_loop: IOLoop) -> None:
+    announced = Announced()
+    async with scripted_http(modern=True) as web:
+        definition = ServerDefinition(name="web", transport="http", url=web.url)
+        async with serving(definition, announced=announced) as server:
+            assert text_of(await use(server, "mismatch")) == "fits"
+            assert "late" in server.tools
+            assert announced.names().count("tools_changed") == 1
 
 
 @ERAS
@@ -225,7 +268,7 @@ async def test_a_server_that_takes_connections_and_says_nothing_is_never_ready(
         definition = ServerDefinition(name="web", transport="http", url=url)
         async with running(definition, wait=False, connect_timeout=0.3) as [backend]:
             await until(lambda: backend.status.failures >= 1, seconds=3)
-            assert str(backend.status.reason).startswith(
+            assert str(backend.status.full_reason).startswith(
                 "it was not ready within backends.connect_timeout (http:"
             )
             with pytest.raises(ServerUnavailable):
@@ -260,7 +303,7 @@ async def test_a_server_that_is_not_there_is_said_with_its_origin_alone(
     definition = ServerDefinition(name="web", transport=transport, url=url)
     async with running(definition, wait=False, retry_initial=60, retry_maximum=60) as [backend]:
         await backend.wait_started()
-        assert backend.status.reason == f"its connection was refused ({origin})"
+        assert backend.status.full_reason == f"its connection was refused ({origin})"
 
 
 @pytest.mark.parametrize("transport", ["http", "sse"])
@@ -275,7 +318,7 @@ async def test_an_address_is_never_logged_or_told(
             await backend.wait_started()
             if transport == "sse":
                 origin = server.url.partition("/mcp")[0]
-                assert backend.status.reason == f"it answered with HTTP status 405 ({origin})"
+                assert backend.status.full_reason == f"it answered with HTTP status 405 ({origin})"
             await server.stop()
             await until(lambda: backend.status.failures >= 1 or transport == "http")
             told = f"{backend.status} {backend.unavailable().to_data()}"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id
+from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id, asked_id
 
 
 @given(
@@ -77,3 +77,25 @@ def test_what_follows_the_last_line_feed_is_flushed_once() -> None:
 )
 def test_the_id_of_an_unreadable_answer_is_told_from_answers_alone(line: bytes, expected: int | None) -> None:
     assert answered_id(line, line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"jsonrpc":"2.0","id":7,"method":"elicitation/create","params":{"message":"a\\ud800b"}}', 7),
+        (b'{"method":"m","params":3,"id":"q1"}', "q1"),
+        (b'{"jsonrpc":"2.0","id":7,"result":{"x":"\\ud800"}}', None),
+        (b'{"method":"m","params":{}}', None),
+        (b'{"method":"m","id":true}', None),
+        (b'{"method":"m","id":"\\ud800"}', None),
+        (b'{"method":"m","id":"' + b"x" * 200 + b'"}', None),
+        (b'{"method":"m","id":7,"params":{"x":"' + b"x" * 300_000 + b'"}}', None),
+        (b'{"method":"m","id":7,"params":' + b"[" * 100_000, None),
+        (b'["method"]', None),
+        (b"garbage", None),
+    ],
+)
+def test_the_id_of_a_broken_request_is_told_from_requests_alone(
+    line: bytes, expected: int | str | None
+) -> None:
+    assert asked_id(line) == expected

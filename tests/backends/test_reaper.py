@@ -25,7 +25,8 @@ def gone(process: "subprocess.Popen[bytes]") -> bool:
 
 
 def configuration(note: Path) -> str:
-    arguments = ["-S", str(SERVERS / "scripted.py"), "--stubborn", "--grandchild", str(note)]
+    script = str(SERVERS / "scripted.py")
+    arguments = ["-S", script, "--stubborn", "--grandchild", str(note), "--daemon", f"{note}-detached"]
     table = f"[servers.stubborn]\ncommand = {sys.executable!r}\nargs = {arguments!r}\n"
     return "[backends]\nstop_timeout = 0.3\n" + table
 
@@ -43,9 +44,9 @@ def test_every_process_of_a_killed_gateway_is_gone_within_five_seconds(
 ) -> None:
     note = tmp_path / "grandchild"
     gateway = gateway_process(configuration=configuration(note))
-    wait_until(note.exists, what="the start of the stubborn server")
+    wait_until(Path(f"{note}-detached").exists, what="the start of the stubborn server")
     wait_until(lambda: len(family(gateway)) >= 3, what="the start of every backend")
-    pids = family(gateway) | {int(note.read_text())}
+    pids = family(gateway) | {int(note.read_text()), int(Path(f"{note}-detached").read_text())}
     assert all(map(alive, pids))
     gateway.kill()
     began = time.monotonic()
@@ -58,9 +59,9 @@ def test_a_gateway_that_ends_in_order_leaves_no_process(
 ) -> None:
     note = tmp_path / "grandchild"
     gateway = gateway_process(configuration=configuration(note))
-    wait_until(note.exists, what="the start of the stubborn server")
+    wait_until(Path(f"{note}-detached").exists, what="the start of the stubborn server")
     wait_until(lambda: len(family(gateway)) >= 3, what="the start of every backend")
-    pids = family(gateway) | {int(note.read_text())}
+    pids = family(gateway) | {int(note.read_text()), int(Path(f"{note}-detached").read_text())}
     assert gateway.terminate() == 0
     wait_until(lambda: not any(map(alive, pids)), seconds=1, what="the end of every process")
 

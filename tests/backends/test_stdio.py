@@ -90,7 +90,7 @@ async def test_progress_comes_in_order_and_before_the_response(io_loop: IOLoop) 
     heard = Heard()
     async with running(scripted()) as [backend]:
         await call(backend, "progress", {"steps": 300}, heard=heard)
-        assert heard.progress == [(step, 300, f"{step}") for step in range(1, 301)]
+        assert heard.steps == [(step, 300, f"{step}") for step in range(1, 301)]
 
 
 @pytest.mark.gen_test(timeout=20)
@@ -244,6 +244,15 @@ async def test_bytes_that_are_not_utf_8_inside_a_string_cost_only_themselves(io_
         )
 
 
+@pytest.mark.gen_test(timeout=20)
+async def test_a_question_that_cannot_be_read_is_answered_with_an_error(io_loop: IOLoop) -> None:
+    line = '{"jsonrpc":"2.0","id":"q%ID","method":"elicitation/create","params":{"message":"a\\ud800b"}}\n'
+    async with running(scripted()) as [backend]:
+        await call(backend, "bytes", {"lines": [line]}, seconds=5)
+        answered = json.loads(text_of(await call(backend, "asked", seconds=5)))
+        assert answered == {"code": -32600, "message": "the request is no JSON-RPC message"}
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -329,6 +338,22 @@ async def test_a_flood_holds_up_nobody_else(io_loop: IOLoop, ask: bool) -> None:
 
 
 @pytest.mark.gen_test(timeout=20)
+async def test_a_request_over_the_limit_is_answered_and_not_dropped(io_loop: IOLoop, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    flood = {"count": 300, "method": "ping", "ask": True}
+    async with running(scripted("--record", record), notifications_per_second=10) as [backend]:
+        await call(backend, "flood", flood)
+
+        def answers() -> list[Any]:
+            return [message for message in recorded(record) if message.get("id") == "asked"]
+
+        await until(lambda: len(answers()) == 300, seconds=5, what="an answer to each")
+        refused = [one["error"]["message"] for one in answers() if "error" in one]
+        assert set(refused) == {"too many requests: try again later"}
+        assert 250 < len(refused) < 300
+
+
+@pytest.mark.gen_test(timeout=20)
 async def test_what_of_a_definition_cannot_be_started_is_said_in_words(
     io_loop: IOLoop, tmp_path: Path
 ) -> None:
@@ -347,7 +372,7 @@ async def test_what_of_a_definition_cannot_be_started_is_said_in_words(
         for backend in backends:
             async with asyncio.timeout(5):
                 await backend.wait_started()
-        reasons = [backend.status.reason for backend in backends]
+        reasons = [backend.status.full_reason for backend in backends]
         folder = str(tmp_path / "not here")
         assert reasons == [
             "its command '/no/such/program' does not exist",
@@ -377,7 +402,7 @@ async def test_the_last_words_of_a_process_that_ends_are_its_reason_bounded_and_
         )
         async with running(definition, wait=False, retry_initial=60, retry_maximum=60) as [backend]:
             await until(lambda: backend.status.failures == 1)
-            assert backend.status.reason == f"its process ended with exit code 7: {expected}"
+            assert backend.status.full_reason == f"its process ended with exit code 7: {expected}"
 
 
 @pytest.mark.gen_test(timeout=20)
@@ -399,7 +424,7 @@ async def test_a_server_that_dies_before_it_can_be_written_to_has_its_exit_for_a
     )
     async with running(definition, wait=False, retry_initial=60, retry_maximum=60) as [backend]:
         await until(lambda: backend.status.failures == 1)
-        assert backend.status.reason == "its process ended with exit code 7: no licence"
+        assert backend.status.full_reason == "its process ended with exit code 7: no licence"
 
 
 @pytest.mark.parametrize("fd", [0, 1])
@@ -468,17 +493,40 @@ async def test_a_stubborn_server_and_its_grandchild_are_gone_when_stop_returns(
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_unread_input_of_a_strangers_pipe_is_let_go(io_loop: IOLoop, tmp_path: Path) -> None:
-    note = tmp_path / "grandchild"  # in a session of its own: it holds the pipes, and no signal reaches it
+async def test_unread_input_is_let_go_with_what_has_left_the_group(io_loop: IOLoop, tmp_path: Path) -> None:
+    note = tmp_path / "grandchild"  # in a session of its own: it holds the pipes
     before = open_files()
     async with running(scripted("--grandchild", note, "--own-session")) as [backend]:
         await call(backend, "deaf")
         with pytest.raises(TimeoutError):
             await call(backend, "echo", {"text": "x" * MEBIBYTE}, seconds=0.2)
-    stranger = int(note.read_text())
-    assert alive(stranger)
+    assert not alive(int(note.read_text()))
     await until(lambda: open_files() <= before, seconds=2, what="closing every pipe")
-    os.kill(stranger, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("option", ["--grandchild", "--daemon"])
+@pytest.mark.parametrize("end", ["stop", "exit"])
+@pytest.mark.gen_test(timeout=20)
+async def test_what_has_left_the_process_group_ends_with_its_server(
+    io_loop: IOLoop, tmp_path: Path, option: str, end: str
+) -> None:
+    note = tmp_path / "detached"
+    other = tmp_path / "other"
+    async with (
+        running(scripted("--daemon", other, name="other")),
+        running(scripted(option, note, "--own-session")) as [backend],
+    ):
+        detached = int(note.read_text())
+        assert alive(detached)
+        if end == "stop":
+            await backend.stop()
+        else:
+            with pytest.raises(OutcomeUnknown):
+                await call(backend, "exit", {"code": 1})
+        await until(lambda: not alive(detached), seconds=3, what="the end of what was detached")
+        assert alive(int(other.read_text()))
+        note.write_text(str(detached))
+    assert not alive(int(other.read_text()))
 
 
 @pytest.mark.gen_test(timeout=30)

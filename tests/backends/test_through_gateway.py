@@ -166,5 +166,5 @@ async def test_no_call_of_a_killed_server_is_run_again(
         assert (await client.end_of("call-1"))["data"]["code"] == "outcome_unknown"
         await until(lambda: methods(recorded(record)).count("initialize") == 2)
         assert not alive(pid)
-        await until(lambda: gateway.services.gateway._backends["one"].status.state == "ready")
+        await until(lambda: gateway.services.gateway._servers["one"].state == "ready")
         assert methods(recorded(record)).count("tools/call") == 2

@@ -20,6 +20,12 @@ from typing import Any, NoReturn
 STUBBORN = "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]; time.sleep(1000)"
 
 Json = dict[str, Any]
+HINTS = {"die_once_reading": "readOnlyHint", "die_once_idempotent": "idempotentHint"}
+ODD_TOOLS: list[Json] = [
+    {"name": "odd", "inputSchema": {"type": "banana"}, "outputSchema": 3, "x-kept": 1},
+    {"name": "none", "inputSchema": None},
+    {"inputSchema": {"type": "object"}},
+]
 
 
 def write(data: bytes) -> None:
@@ -62,18 +68,27 @@ class Server:
         self.waiting: list[object] = []
         self.extra_tools: list[str] = []
         self.refuse_listing = False
+        self.has_odd_tools = False
+        self.value: object = None
+        self.deaths: Path | None = None
 
     def tools(self) -> list[Json]:
         """What tools/list answers."""
         own = [name.removeprefix("tool_") for name in dir(self) if name.startswith("tool_")]
-        return [{"name": name, "inputSchema": {"type": "object"}} for name in [*own, *self.extra_tools]]
+        tools: list[Json] = [
+            {"name": name, "inputSchema": {"type": "object"}} for name in [*own, *self.extra_tools]
+        ]
+        for tool in tools:
+            if tool["name"] in HINTS:
+                tool["annotations"] = {HINTS[tool["name"]]: True}
+        return tools + (ODD_TOOLS if self.has_odd_tools else [])
 
-    def handle(self, message: Json) -> None:
+    def handle(self, message: Json) -> None:  # noqa: PLR0912 - one branch a method of the protocol
         """Do what one message asks."""
         method, request_id = message.get("method"), message.get("id")
         if method == "initialize":
             info = {"name": self.name, "version": "1.0"}
-            capabilities = {"tools": {"listChanged": True}, "logging": {}}
+            capabilities = {"tools": {"listChanged": True}, "logging": {}, "resources": {"subscribe": True}}
             version = message["params"]["protocolVersion"]
             answer(request_id, {"protocolVersion": version, "capabilities": capabilities, "serverInfo": info})
         elif method == "tools/list":
@@ -87,6 +102,18 @@ class Server:
             params = message["params"]
             run: Callable[[object, Json, object], None] = getattr(self, f"tool_{params['name']}")
             run(request_id, params.get("arguments", {}), params.get("_meta", {}).get("progressToken"))
+        elif method == "resources/list":
+            answer(request_id, {"resources": []})
+        elif method == "resources/templates/list":
+            answer(request_id, {"resourceTemplates": []})
+        elif method in ("resources/subscribe", "resources/unsubscribe"):
+            if message["params"]["uri"].startswith("no:"):
+                error = {"code": -32602, "message": "no such resource"}
+                send({"jsonrpc": "2.0", "id": request_id, "error": error})
+            else:
+                answer(request_id, {})
+        elif method is None:
+            self.value = message.get("result", message.get("error"))
         elif request_id is not None:
             send({"jsonrpc": "2.0", "id": request_id, "error": {"code": -32601, "message": "no such method"}})
 
@@ -97,6 +124,45 @@ class Server:
     def tool_pid(self, request_id: object, arguments: Json, token: object) -> None:
         """Answer with the process id."""
         answer(request_id, text(os.getpid()))
+
+    def tool_remember(self, request_id: object, arguments: Json, token: object) -> None:
+        """Keep a value in this process."""
+        self.value = arguments["value"]
+        answer(request_id, text("done"))
+
+    def tool_recall(self, request_id: object, arguments: Json, token: object) -> None:
+        """Answer with the value that was kept."""
+        answer(request_id, text(json.dumps([os.getpid(), self.value])))
+
+    def tool_die_once(self, request_id: object, arguments: Json, token: object) -> None:
+        """Die with the first call of a key, and answer the second; ``--deaths FILE`` counts them."""
+        assert self.deaths is not None
+        key = arguments.get("key", "")
+        seen = self.deaths.read_text().split() if self.deaths.exists() else []
+        with self.deaths.open("a") as deaths:
+            deaths.write(f"{key}\n")
+        if key not in seen or arguments.get("always"):
+            os._exit(9)
+        answer(request_id, text("lives"))
+
+    tool_die_once_reading = tool_die_once
+    tool_die_once_idempotent = tool_die_once
+
+    def tool_tick(self, request_id: object, arguments: Json, token: object) -> None:
+        """Report progress `times` times, `pause` seconds apart, then answer."""
+        for step in range(arguments["times"]):
+            time.sleep(arguments["pause"])
+            notify("notifications/progress", progressToken=token, progress=step)
+        answer(request_id, text("done"))
+
+    def tool_elicit(self, request_id: object, arguments: Json, token: object) -> None:
+        """Ask the user, and never answer; `asked` tells what was answered."""
+        params = {"message": "Who?", "requestedSchema": {"type": "object", "properties": {}}}
+        send({"jsonrpc": "2.0", "id": "question", "method": "elicitation/create", "params": params})
+
+    def tool_asked(self, request_id: object, arguments: Json, token: object) -> None:
+        """Answer with the last answer of a user."""
+        answer(request_id, text(json.dumps(self.value)))
 
     def tool_never(self, request_id: object, arguments: Json, token: object) -> None:
         """Give no answer."""
@@ -179,6 +245,11 @@ class Server:
         notify("notifications/tools/list_changed")
         answer(request_id, text("done"))
 
+    def tool_touch(self, request_id: object, arguments: Json, token: object) -> None:
+        """Say that a resource has changed."""
+        notify("notifications/resources/updated", uri=arguments["uri"])
+        answer(request_id, text("done"))
+
     def tool_close(self, request_id: object, arguments: Json, token: object) -> None:
         """Close `fd` and live on."""
         os.close(arguments["fd"])
@@ -194,6 +265,16 @@ class Server:
         sleep_forever()
 
 
+def detach(note: Path) -> None:
+    """Leave a stubborn process behind whose parent is gone, and that is in no group of this one's."""
+    starting = os.fork()
+    if not starting:
+        daemon = subprocess.Popen([sys.executable, "-S", "-c", STUBBORN], start_new_session=True)
+        note.write_text(str(daemon.pid))
+        os._exit(0)
+    os.waitpid(starting, 0)
+
+
 def main() -> None:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser()
@@ -204,6 +285,9 @@ def main() -> None:
     parser.add_argument("--stubborn", action="store_true")
     parser.add_argument("--grandchild", type=Path)
     parser.add_argument("--own-session", action="store_true")
+    parser.add_argument("--daemon", type=Path)
+    parser.add_argument("--odd-tools", action="store_true")
+    parser.add_argument("--deaths", type=Path)
     options = parser.parse_args()
     if options.stubborn:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
@@ -213,17 +297,20 @@ def main() -> None:
             [sys.executable, "-S", "-c", STUBBORN], start_new_session=options.own_session
         )
         options.grandchild.write_text(str(grandchild.pid))
+    if options.daemon is not None:
+        detach(options.daemon)
     if options.at_start == "die" or (options.at_start == "die-unless" and not options.unless.exists()):
         sys.stderr.write(f"{options.name} cannot start\n")
         sys.exit(3)
     if options.at_start == "hang":
         sleep_forever()
     server = Server(options.name)
+    server.has_odd_tools, server.deaths = options.odd_tools, options.deaths
     for line in sys.stdin.buffer:
         if options.record is not None:
             with options.record.open("ab") as record:
                 record.write(line)
-        if options.at_start != "no-answers":
+        if options.at_start != "no-answers" or (options.unless is not None and options.unless.exists()):
             server.handle(json.loads(line))
     if options.stubborn:
         sleep_forever()

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+HEADER_MISMATCH = -32020
 Json = dict[str, Any]
 Headers = Mapping[str, str]
 
@@ -37,6 +38,8 @@ class ScriptedHttpServer:
         self.let_go: list[object] = []
         self.sessions: set[str] = set()
         self.hang_deletes = False
+        self.late_tools: list[str] = []
+        self.resets_pings = False
         self.port = 0
         self._legacy: _Exchange | None = None
         self._server: asyncio.Server | None = None
@@ -104,12 +107,15 @@ class ScriptedHttpServer:
             if self.deaf_to_notifications and name != "notifications/initialized":
                 await exchange.closed()
             return await exchange.answer(202)
+        if name == "ping":
+            return exchange.reset() if self.resets_pings else await exchange.result(request_id, {})
         if name == "tools/list":
             tools = [
                 {"name": attribute.removeprefix("_tool_"), "inputSchema": {"type": "object"}}
                 for attribute in dir(self)
                 if attribute.startswith("_tool_")
             ]
+            tools += [{"name": name, "inputSchema": {"type": "object"}} for name in self.late_tools]
             return await exchange.result(request_id, {"tools": tools} | self._era())
         assert name == "tools/call", name
         run = getattr(self, "_tool_" + message["params"]["name"])
@@ -211,6 +217,23 @@ class ScriptedHttpServer:
 
     async def _tool_status(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
         await exchange.answer(arguments["status"], b"<h1>sorry</h1>", {"Content-Type": "text/html"})
+
+    async def _tool_bad_request(
+        self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json
+    ) -> None:
+        error = {"code": arguments.get("code", -32000), "message": arguments["message"]}
+        own = None if arguments["anonymous"] else request_id
+        await exchange.json({"jsonrpc": "2.0", "id": own, "error": error}, status=400)
+
+    async def _tool_mismatch(
+        self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json
+    ) -> None:
+        """Refuse the first call, since its headers do not fit, and have another tool from then on."""
+        if self.late_tools:
+            return await exchange.result(request_id, text("fits") | self._era())
+        self.late_tools.append("late")
+        error = {"code": HEADER_MISMATCH, "message": "the headers do not fit"}
+        return await exchange.json({"jsonrpc": "2.0", "id": request_id, "error": error}, status=400)
 
     async def _tool_drip(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
         await exchange.write(

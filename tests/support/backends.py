@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 from mcpgw.backends.backend import Backend
 from mcpgw.backends.reaper import ProcessReaper
+from mcpgw.backends.requests import Asker, InputAnswer, InputRequest
+from mcpgw.backends.server import Server
 from mcpgw.backends.status import BackendState
 from mcpgw.backends.tools import ToolResult
 from mcpgw.server_definitions import ServerDefinition
-from mcpgw.settings import BackendSettings
+from mcpgw.settings import BackendSettings, CallSettings
 from tests.support.socket_client import SocketClient
+from tests.support.waiting import until
 
 SERVERS = Path(__file__).parent.parent / "servers"
 STUBBORN_PROGRAM = (
@@ -30,14 +33,32 @@ SHORT = BackendSettings(connect_timeout=15, retry_initial=0.05, retry_maximum=0.
 class Heard:
     """What came for one call before its end, in order."""
 
-    progress: list[tuple[float, float | None, str | None]] = field(default_factory=list)
+    steps: list[tuple[float, float | None, str | None]] = field(default_factory=list)
     logs: list[tuple[str, str | None, Any]] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    asked: list[InputRequest] = field(default_factory=list)
+    approvals: list[str] = field(default_factory=list)
+    starts: int = 0
+    answer: Callable[[InputRequest], Awaitable[InputAnswer]] | None = None
 
-    def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
-        self.progress.append((progress, total, message))
+    def started(self) -> None:
+        self.starts += 1
 
-    def on_log(self, level: str, logger: str | None, data: Any) -> None:
+    def queued(self, position: int, retry_after_ms: int | None) -> None:
+        self.positions.append(position)
+
+    def approval_asked(self, request_id: str, expires_at: int) -> None:
+        self.approvals.append(request_id)
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self.steps.append((progress, total, message))
+
+    def log(self, level: str, logger: str | None, data: Any) -> None:
         self.logs.append((level, logger, data))
+
+    async def input_required(self, request: InputRequest) -> InputAnswer:
+        self.asked.append(request)
+        return InputAnswer("decline") if self.answer is None else await self.answer(request)
 
 
 def scripted(*options: object, name: str = "scripted") -> ServerDefinition:
@@ -73,6 +94,65 @@ async def running(
         reaper.close()
 
 
+class Announced:
+    """What a server has announced: names, and data with the user whom it concerns."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, Mapping[str, Any], str | None]] = []
+
+    def __call__(self, name: str, data: Mapping[str, Any], user: str | None) -> None:
+        self.entries.append((name, data, user))
+
+    def names(self, *without: str) -> list[str]:
+        """The names, in order, but for `without`; states stand as ``status_update STATE``."""
+        return [
+            f"{name} {data['state']}" if name == "status_update" else name
+            for name, data, _ in self.entries
+            if name not in without
+        ]
+
+
+@asynccontextmanager
+async def serving(
+    definition: ServerDefinition,
+    *,
+    calls: CallSettings | None = None,
+    wait: bool = True,
+    announced: Announced | None = None,
+    **changes: Any,
+) -> AsyncIterator[Server]:
+    """A server from its start to its end; ready at once unless not `wait` or lazy."""
+    reaper = ProcessReaper()
+    server = Server(
+        definition, settings(**changes), calls or CallSettings(), reaper=reaper, announce=announced
+    )
+    try:
+        server.start()
+        if wait:
+            await until(lambda: server.state.takes_calls or definition.lazy, what="readiness")
+        yield server
+    finally:
+        await server.close()
+        reaper.close()
+
+
+async def use(
+    server: Server,
+    tool: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    user: str = "ann",
+    connection: str = "",
+    heard: Heard | None = None,
+    seconds: float = 15.0,
+) -> ToolResult:
+    """Call a tool of a server for a user; TimeoutError after `seconds`."""
+    asker = Asker(user, connection or f"connection of {user}")
+    async with asyncio.timeout(seconds):
+        tools = await server.known_tools(asker)
+        return await server.call_tool(asker, tools[tool], arguments or {}, observer=heard or Heard())
+
+
 async def ready(backend: Backend, seconds: float = 15.0) -> None:
     """Wait until it takes calls."""
     deadline = time.monotonic() + seconds
@@ -92,9 +172,7 @@ async def call(
     """Call a tool; TimeoutError after `seconds`."""
     heard = heard or Heard()
     async with asyncio.timeout(seconds):
-        return await backend.call_tool(
-            tool, arguments or {}, on_progress=heard.on_progress, on_log=heard.on_log
-        )
+        return await backend.call_tool(tool, arguments or {}, observer=heard)
 
 
 def text_of(result: ToolResult) -> str:
