@@ -21,7 +21,7 @@ class GatewayHandler(ApiHandler):
                 "uptimeMs": round((time.monotonic() - services.started) * 1000),
                 "epoch": services.bus.position.epoch,
                 "servers": {
-                    "ready": sum(status.state.value == "ready" for status in statuses),
+                    "ready": sum(status.state.takes_calls for status in statuses),
                     "all": len(statuses),
                 },
             }

@@ -1,12 +1,187 @@
-"""``/api/v1/servers``: the backend servers."""
+"""``/api/v1/servers``: the backend servers, looked at and administered."""
+
+from typing import Any
+
+from mcpgw.errors import InvalidParams, PermissionDenied
 
 from .base import ApiHandler
 
 
-class ServersHandler(ApiHandler):
+class ServerHandler(ApiHandler):
+    """What all resources here have in common."""
+
+    @property
+    def may_read(self) -> bool:
+        """Whether the caller may see the servers and their states."""
+        return bool(self.caller.scopes & {"servers:read", "admin"})
+
+    @property
+    def may_administer(self) -> bool:
+        """Whether the caller may see how servers are started or reached, and what they write to stderr."""
+        return bool(self.caller.scopes & {"servers:write", "admin"})
+
+    def require_administrator(self) -> None:
+        """Refuse whoever may not administer servers.
+
+        Raises:
+            PermissionDenied: the caller has neither `servers:write` nor `admin`.
+        """
+        if not self.may_administer:
+            raise PermissionDenied(
+                "the token lacks the scope 'servers:write'", details={"missingScope": "servers:write"}
+            )
+
+    def write_server(self, name: str) -> None:
+        """Answer one server with its state: to administrators with its definition too.
+
+        Raises:
+            ServerNotFound: there is none of that name.
+        """
+        described = self.services.administration.describe(name)
+        members: dict[str, Any] = {"id": name, "origin": described.origin, "enabled": described.enabled}
+        if self.may_administer:
+            members |= described.to_json()
+            self.set_header("Etag", f'"{described.tag}"')
+        if self.may_read:
+            members |= self.state_of(name)
+        self.write_json(members)
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """The state of a server; one whose definition has faults has failed before it began."""
+        gateway = self.services.gateway
+        if name in gateway.server_ids:
+            return gateway.server_status(self.caller, name).to_json(detail=self.may_administer)
+        reasons = self.services.administration.faults_of(name) if self.may_administer else []
+        return {"id": name, "state": "failed", "tools": 0} | (
+            {"reason": "; ".join(reasons)} if reasons else {}
+        )
+
+    def tag(self) -> str | None:
+        """The state that ``If-Match`` names (RFC 9110 section 13.1.1); None where any will do.
+
+        Raises:
+            InvalidParams: it is no such name.
+        """
+        given: str = self.request.headers.get("If-Match", "").strip()
+        if given in ("", "*"):
+            return None
+        if len(given) < 2 or given[0] != '"' or given[-1] != '"' or '"' in given[1:-1]:  # noqa: PLR2004
+            raise InvalidParams('If-Match: name one state, as ETag has it ("…")')
+        return given[1:-1]
+
+    def compute_etag(self) -> str | None:
+        """A tag is that of the definition, not that of an answer."""
+        return None
+
+    def check_etag_header(self) -> bool:
+        """The state may be another one while the definition is the same."""
+        return False
+
+
+class ServersHandler(ServerHandler):
     """All servers, each with its present state."""
 
     def get(self) -> None:
         """List them."""
-        statuses = self.services.gateway.server_statuses(self.caller)
-        self.write_json({"servers": [status.to_json() for status in statuses]})
+        gateway, administration = self.services.gateway, self.services.administration
+        servers = {status.id: status.to_json() for status in gateway.server_statuses(self.caller)}
+        for described in administration.all():
+            state = servers.get(described.name) or self.state_of(described.name)
+            servers[described.name] = state | {"origin": described.origin, "enabled": described.enabled}
+        self.write_json({"servers": list(servers.values())})
+
+    async def post(self) -> None:
+        """Add one, and begin to start it; 201."""
+        body = self.read_body("server_add")
+        await self.services.administration.add(body["id"], body["definition"], self.actor())
+        self.set_status(201)
+        self.set_header("Location", f"/api/v1/servers/{body['id']}")
+        self.write_server(body["id"])
+
+
+class OneServerHandler(ServerHandler):
+    """One server."""
+
+    def get(self, name: str) -> None:
+        """Its state; for administrators its definition without secrets, and the last lines of its stderr."""
+        if not self.may_read:
+            raise PermissionDenied(
+                "the token lacks the scope 'servers:read'", details={"missingScope": "servers:read"}
+            )
+        self.write_server(name)
+
+    async def patch(self, name: str) -> None:
+        """Change its definition by a JSON Merge Patch (RFC 7396)."""
+        changes = self.read_body("server_change")["definition"]
+        await self.services.administration.change(name, changes, self.actor(), tag=self.tag())
+        self.write_server(name)
+
+    async def delete(self, name: str) -> None:
+        """Remove it; 204 when it has ended."""
+        await self.services.administration.remove(name, self.actor(), tag=self.tag())
+        self.set_status(204)
+        self.finish()
+
+
+class ServerActionHandler(ServerHandler):
+    """Something done to a server: ``start``, ``stop``, ``restart``, ``enable`` or ``disable``."""
+
+    async def post(self, name: str, action: str) -> None:
+        """Do it, and answer the server."""
+        administration, actor = self.services.administration, self.actor()
+        match action:
+            case "start":
+                await administration.start(name, actor)
+            case "stop":
+                await administration.stop(name, actor)
+            case "restart":
+                await administration.restart(name, actor)
+            case _:
+                await administration.set_enabled(name, action == "enable", actor)
+        self.write_server(name)
+
+
+class ServerToolsHandler(ServerHandler):
+    """The tools of a server that the caller may call."""
+
+    def get(self, name: str) -> None:
+        """List them."""
+        listed = self.services.gateway.list_tools(self.caller, name)
+        self.write_json({"tools": [tool.to_json(server) for server, tool in listed]})
+
+
+class ServerResourcesHandler(ServerHandler):
+    """The resources of a server, and their templates, as MCP has them."""
+
+    async def get(self, name: str) -> None:
+        """List them."""
+        gateway = self.services.gateway
+        with self.services.visiting(self.caller) as caller:
+            resources = await gateway.list_resources(caller, name)
+            templates = await gateway.list_resource_templates(caller, name)
+        self.write_json(
+            {
+                "resources": [{"serverId": server, **resource} for server, resource in resources],
+                "resourceTemplates": [{"serverId": server, **template} for server, template in templates],
+            }
+        )
+
+
+class ServerPromptsHandler(ServerHandler):
+    """The prompts of a server, as MCP has them."""
+
+    async def get(self, name: str) -> None:
+        """List them."""
+        with self.services.visiting(self.caller) as caller:
+            prompts = await self.services.gateway.list_prompts(caller, name)
+        self.write_json({"prompts": [{"serverId": server, **prompt} for server, prompt in prompts]})
+
+
+class ServerLogsHandler(ServerHandler):
+    """What a server has written to its stderr."""
+
+    def get(self, name: str) -> None:
+        """Its last lines, with what looks like a secret masked."""
+        self.require_administrator()
+        self.services.administration.describe(name)
+        self.write_json({"lines": list(self.services.gateway.last_lines(name))})

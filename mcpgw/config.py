@@ -10,8 +10,9 @@ Everything that is wrong is said at once, in one ``ConfigError``, each fault wit
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -37,21 +38,35 @@ from mcpgw.settings import (
     AuthSettings,
     BackendSettings,
     CallSettings,
+    CatalogSettings,
     DataSettings,
     EventSettings,
     LogSettings,
+    McpSettings,
     MemorySettings,
     MetricsSettings,
+    ReloadSettings,
+    ServerRules,
     ServerSettings,
     SessionSettings,
     Setting,
+    StoreSettings,
     Value,
     WebSocketSettings,
     default_data_dir,
     expand_home,
 )
 
-__all__ = ["Config", "ServerDefinition", "commented_toml", "load_config", "settings_markdown"]
+__all__ = [
+    "Config",
+    "ServerDefinition",
+    "commented_toml",
+    "load_config",
+    "rule_faults",
+    "server_faults",
+    "settings_markdown",
+    "with_values",
+]
 
 DEFAULT_FILE: Final = Path("mcpgw.toml")
 MAXIMUM_FILE_SIZE: Final = 4 * 1024 * 1024
@@ -59,7 +74,9 @@ OTHER_VARIABLES: Final = ("MCPGW_TOKEN", "MCPGW_URL", "MCPGW_CONFIG", "MCPGW_MEM
 """Variables with the gateway's prefix that others read: clients, the command, the memory server."""
 
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
-_WITH_REFERENCES: Final = ("auth.secret", "auth.public_key")
+_WITH_REFERENCES: Final = ("auth.secret", "auth.public_key", "store.url")
+_RULED: Final = ("server", "auth", "websocket", "calls", "backends")
+"""The sections that `check_rules` looks at."""
 _WHOLE_REFERENCE: Final = re.compile(r"\$\{[^{}]+\}")
 _TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
@@ -69,7 +86,9 @@ class Config:
     """All of the gateway's configuration; secrets are in no repr.
 
     `sources` maps the name of each setting that is not at its default to the place it came from; a server
-    definition has its own `source`. `notes` are sentences about what was read and has no effect.
+    definition has its own `source`. `notes` are sentences about what was read and has no effect. `rules` is
+    what ``[servers]`` says of all servers. `files` are those that were read; `read_again` reads everything
+    anew, and raises ConfigError as `load_config` does; `environment` is what references are replaced from.
     """
 
     server: ServerSettings = field(default_factory=ServerSettings)
@@ -83,16 +102,29 @@ class Config:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    catalogs: CatalogSettings = field(default_factory=CatalogSettings)
+    mcp: McpSettings = field(default_factory=McpSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
+    reload: ReloadSettings = field(default_factory=ReloadSettings)
+    rules: ServerRules = field(default_factory=ServerRules)
     servers: Mapping[str, ServerDefinition] = field(default_factory=dict)
     file: Path | None = None
+    files: tuple[Path, ...] = field(default=(), compare=False)
     sources: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    read_again: "Callable[[], Config] | None" = field(default=None, repr=False, compare=False)
+
+    def value(self, setting: Setting) -> Value:
+        """The value of a setting."""
+        value: Value = getattr(getattr(self, _attribute(setting.section)), setting.key)
+        return value
 
     def describe(self) -> Iterator[tuple[Setting, str, str]]:
         """Each setting with its value as text (a secret only as ``(set)``) and its source."""
         for setting in SETTINGS:
-            value: Value = getattr(getattr(self, setting.section), setting.key)
+            value = self.value(setting)
             if setting.secret:
                 shown = "(set)" if value else ""
             elif isinstance(value, bool):
@@ -130,24 +162,83 @@ def load_config(
     loading.take_environment()
     loading.take_flags(flags)
     sections = loading.sections()
-    checked = ("server", "auth", "websocket", "calls", "backends")
-    loading.faults.extend(check_rules(**{name: sections[name] for name in checked}, place=loading.place))
+    loading.faults.extend(check_rules(**{name: sections[name] for name in _RULED}, place=loading.place))
     if file is not None and with_servers:
         loading.take_servers(document.get("servers", {}), file)
     for servers_file in servers_files:
         loading.take_servers_file(servers_file)
+    read_again = partial(
+        load_config,
+        file=file,
+        environment=environment,
+        flags=flags,
+        servers_files=servers_files,
+        with_servers=with_servers,
+    )
     config = Config(
-        **sections,
+        **{_attribute(section): values for section, values in sections.items()},
         servers=MappingProxyType(loading.servers),
         file=file,
+        files=(*(() if file is None else (file,)), *servers_files),
         sources=MappingProxyType(loading.sources),
         notes=tuple(loading.notes),
+        environment=environment,
+        read_again=read_again,
     )
     if with_servers:
         loading.check_servers(config)
     if loading.faults:
         raise ConfigError(loading.faults)
     return config
+
+
+def with_values(config: Config, values: Mapping[str, Value], sources: Mapping[str, str]) -> Config:
+    """`config` with other `values` of some settings (by name), which come from `sources`.
+
+    Nothing is checked: `rule_faults` does that.
+    """
+    changed: dict[str, dict[str, Value]] = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        changed.setdefault(section, {})[key] = value
+    members: dict[str, Any] = {
+        _attribute(section): replace(getattr(config, _attribute(section)), **keys)
+        for section, keys in changed.items()
+    }
+    return replace(config, **members, sources=MappingProxyType({**config.sources, **sources}))
+
+
+def rule_faults(config: Config) -> Iterator[str]:
+    """Every rule between settings, and between settings and servers, that is broken."""
+
+    def place(name: str) -> str:
+        return config.sources.get(name, name)
+
+    yield from check_rules(**{name: getattr(config, name) for name in _RULED}, place=place)
+    for definition in config.servers.values():
+        yield from server_faults(config, definition)
+
+
+def server_faults(config: Config, definition: ServerDefinition) -> Iterator[str]:
+    """What keeps `definition` from being one of the gateway's servers, whoever adds it."""
+    place = definition.source
+    if definition.name == MEMORY_SERVER and config.memory.enabled:
+        yield (
+            f"{place}: the name {MEMORY_SERVER!r} is the embedded memory server's; "
+            "choose another name, or set memory.enabled to false"
+        )
+    if definition.transport == "stdio" and not config.rules.stdio:
+        yield (
+            f"{place} command: programs may not be servers here, for servers.stdio is false "
+            f"({config.sources.get('servers.stdio', 'default')})"
+        )
+    if definition.timeout is not None and definition.timeout > config.calls.max_timeout:
+        yield f"{place} timeout: is above calls.max_timeout ({config.calls.max_timeout:g} seconds)"
+
+
+def _attribute(section: str) -> str:
+    """Where a `Config` has a section: its `servers` are the definitions."""
+    return "rules" if section == "servers" else section
 
 
 class _Loading:
@@ -186,14 +277,17 @@ class _Loading:
 
     def take_document(self, document: Mapping[str, Any], file: Path) -> None:
         for section, table in document.items():
-            if section == "servers":
+            if section == "servers" and isinstance(table, dict):
+                for key in [key for key in table if f"servers.{key}" in _BY_NAME]:
+                    if not isinstance(table[key], dict):  # else it is a server of that name
+                        self._take_key(section, key, table.pop(key), file)
                 continue
+            if section == "servers":
+                continue  # said where the servers are read
             if not isinstance(table, dict):
                 self.faults.append(f"{file}: {section}: {_stray(section)}")
             elif section not in SECTIONS:
-                self.faults.append(
-                    f"{file}: [{section}]: unknown section{suggest(section, (*SECTIONS, 'servers'))}"
-                )
+                self.faults.append(f"{file}: [{section}]: unknown section{suggest(section, SECTIONS)}")
             else:
                 for key, given in table.items():
                     self._take_key(section, key, given, file)
@@ -306,16 +400,7 @@ class _Loading:
 
     def check_servers(self, config: Config) -> None:
         for definition in self.servers.values():
-            if definition.name == MEMORY_SERVER and config.memory.enabled:
-                self.faults.append(
-                    f"{definition.source}: the name {MEMORY_SERVER!r} is the embedded memory server's; "
-                    "choose another name, or set memory.enabled to false"
-                )
-            if definition.timeout is not None and definition.timeout > config.calls.max_timeout:
-                self.faults.append(
-                    f"{definition.source} timeout: is above calls.max_timeout "
-                    f"({config.calls.max_timeout:g} seconds)"
-                )
+            self.faults.extend(server_faults(config, definition))
 
 
 def _end(text: str) -> tuple[str, str]:
@@ -331,7 +416,7 @@ def _stray(key: str) -> str:
     return (
         f"stands in no section; did you mean {key!r} in {' or '.join(homes)}?"
         if homes
-        else (f"unknown key{suggest(key, (*SECTIONS, 'servers'))}")
+        else (f"unknown key{suggest(key, SECTIONS)}")
     )
 
 

@@ -169,7 +169,7 @@ class DataSettings:
     dir: Path = field(
         default_factory=lambda: default_data_dir(os.environ),
         metadata={
-            "help": "Folder for the signing key and the memory database. "
+            "help": "Folder for the signing key, the store and the memory database. "
             "Where XDG_DATA_HOME is set, the default is $XDG_DATA_HOME/mcpgw.",
             "flag": "--data-dir",
             "shown_default": Path("~/.local/share/mcpgw"),
@@ -333,13 +333,47 @@ class CallSettings:
 
     timeout: float = _setting(
         60.0,
-        "Time of a call whose client and server definition name none.",
+        "Time that a call whose client and server definition name none may be silent; its progress begins "
+        "that time anew.",
         unit="seconds",
         minimum=0.1,
         maximum=DAY,
     )
     max_timeout: float = _setting(
-        3600.0, "Longest time that a client may ask for.", unit="seconds", minimum=0.1, maximum=DAY
+        3600.0,
+        "Longest time of a call, whatever its progress, and the longest that a client may ask for.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    input_timeout: float = _setting(
+        120.0,
+        "Time that a caller has to answer what a server asks in mid-call; then it is declined.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    approval_timeout: float = _setting(
+        120.0,
+        "Time that a call which needs an approval waits for it; then it is refused.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    approve_own: bool = _setting(False, "Whether who may approve calls may approve their own, too.")
+    max_approvals: int = _setting(
+        100,
+        "Calls that may wait for an approval at once; one user's may be a quarter of them.",
+        unit="calls",
+        minimum=1,
+        maximum=100_000,
+    )
+    retry_wait: float = _setting(
+        1.5,
+        "Time that a call may wait for its server to come back before it ends with an error.",
+        unit="seconds",
+        minimum=0,
+        maximum=DAY,
     )
     rate: float = _setting(
         1000.0,
@@ -377,6 +411,35 @@ class BackendSettings:
         unit="seconds",
         minimum=0.01,
         maximum=DAY,
+    )
+    failed_after: int = _setting(
+        5,
+        "Tries in a row that fail before a backend is called failed; it is tried on, every retry_maximum.",
+        unit="tries",
+        minimum=1,
+        maximum=1000,
+    )
+    health_interval: float = _setting(
+        30.0,
+        "Time between two probes of a backend that is silent (ping, or server/discover); 0 sends none.",
+        unit="seconds",
+        minimum=0,
+        maximum=DAY,
+    )
+    health_timeout: float = _setting(
+        10.0,
+        "Time that a backend has to answer a probe; then it is degraded.",
+        unit="seconds",
+        minimum=0.05,
+        maximum=DAY,
+    )
+    health_failures: int = _setting(
+        3,
+        "Probes in a row without an answer before a backend is started again; a call that it may still be "
+        "working on is waited for.",
+        unit="probes",
+        minimum=1,
+        maximum=1000,
     )
     stop_timeout: float = _setting(
         2.0,
@@ -534,10 +597,126 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class StoreSettings:
+    """``[store]`` of the configuration."""
+
+    url: str = _setting(
+        "",
+        "Database for servers added at run time and for catalogs, as sqlite:////PATH; empty takes the file "
+        "mcpgw.db in the data folder. ${env:NAME} and ${file:PATH} are replaced.",
+        secret=True,
+    )
+    busy_timeout: float = _setting(
+        5.0,
+        "Time that a lock of another program on the database is waited for.",
+        unit="seconds",
+        minimum=0,
+        maximum=600,
+    )
+
+
+@dataclass(frozen=True)
+class CatalogSettings:
+    """``[catalogs]`` of the configuration."""
+
+    timeout: float = _setting(
+        30.0,
+        "Time that reading a catalog from its address may take, all pages together.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=3600,
+    )
+    max_size: int = _setting(
+        16 * MEBIBYTE,
+        "Largest catalog, all pages together.",
+        unit="bytes",
+        minimum=1024,
+        maximum=1024 * MEBIBYTE,
+    )
+    max_entries: int = _setting(
+        20_000, "Most entries of one catalog.", unit="entries", minimum=1, maximum=1_000_000
+    )
+
+
+@dataclass(frozen=True)
+class McpSettings:
+    """``[mcp]`` of the configuration."""
+
+    enabled: bool = _setting(True, "Whether /mcp and /mcp/SERVER answer MCP clients.")
+    separator: str = _setting(
+        "__",
+        "What stands between the name of a server and that of its tool or prompt in /mcp.",
+        minimum=1,
+        maximum=8,
+    )
+    session_idle: float = _setting(
+        1800.0,
+        "Time without any request after which a session is ended.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    max_sessions: int = _setting(
+        1000, "Most sessions open at once.", unit="sessions", minimum=1, maximum=1_000_000
+    )
+    max_sessions_per_user: int = _setting(
+        50, "Most sessions of one user.", unit="sessions", minimum=1, maximum=1_000_000
+    )
+    max_requests_per_user: int = _setting(
+        200,
+        "Most requests of one user that are open at once, streams aside.",
+        unit="requests",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    suspend_time: float = _setting(
+        300.0,
+        "Time that a request which has asked its caller for something waits for the caller to come back "
+        "(revision 2026-07-28); then it is cancelled.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=DAY,
+    )
+    max_suspended: int = _setting(
+        1000, "Most requests that wait for their callers so.", unit="requests", minimum=1, maximum=1_000_000
+    )
+    max_suspended_per_user: int = _setting(
+        16, "Most of them of one user.", unit="requests", minimum=1, maximum=1_000_000
+    )
+
+
+@dataclass(frozen=True)
 class MemorySettings:
     """``[memory]`` of the configuration."""
 
     enabled: bool = _setting(True, "Whether the embedded memory server runs, as the server `memory`.")
+
+
+@dataclass(frozen=True)
+class ReloadSettings:
+    """``[reload]`` of the configuration."""
+
+    watch: bool = _setting(
+        True, "Whether a change of the configuration's files is taken over while the gateway runs."
+    )
+    interval: float = _setting(
+        5.0,
+        "Time after which they are looked at in any case: not every file system tells of a change.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=3600,
+    )
+
+
+@dataclass(frozen=True)
+class ServerRules:
+    """``[servers]`` of the configuration, the definitions of the servers aside."""
+
+    stdio: bool = _setting(
+        True,
+        "Whether programs may be servers (stdio); false forbids all of them, whoever adds them, but for the "
+        "embedded memory server.",
+    )
 
 
 SECTIONS: Final[Mapping[str, type[Any]]] = {
@@ -552,7 +731,12 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
     "sessions": SessionSettings,
     "audit": AuditSettings,
     "metrics": MetricsSettings,
+    "store": StoreSettings,
+    "catalogs": CatalogSettings,
+    "mcp": McpSettings,
     "memory": MemorySettings,
+    "reload": ReloadSettings,
+    "servers": ServerRules,
 }
 
 SECTION_HELP: Final[Mapping[str, str]] = {
@@ -567,7 +751,12 @@ SECTION_HELP: Final[Mapping[str, str]] = {
     "events": "Server-Sent Events (HTML Living Standard, section 9.2).",
     "audit": "The audit log: who did what, from where, and what came of it.",
     "metrics": "What the gateway tells Prometheus.",
+    "store": "What is changed while the gateway runs, and must outlive it.",
+    "catalogs": "Lists of servers that others publish.",
+    "mcp": "MCP clients: every server as one at /mcp, and each alone at /mcp/SERVER.",
     "memory": "The embedded memory server.",
+    "reload": "Changes of the configuration while the gateway runs.",
+    "servers": "What holds for every backend server; the servers themselves are [servers.NAME].",
 }
 
 

@@ -362,8 +362,8 @@ def test_the_commented_file_with_every_setting_uncommented_says_the_defaults() -
     default = load_config(file=Path("mcpgw.toml"), environment=HOME, flags={})
     assert set(config.sources) == {setting.name for setting in SETTINGS}
     for setting in SETTINGS:
-        value = getattr(getattr(config, setting.section), setting.key)
-        assert value == getattr(getattr(default, setting.section), setting.key), setting.name
+        value = config.value(setting)
+        assert value == default.value(setting), setting.name
         if setting.name != "data.dir":
             assert value == setting.default, setting.name
     assert config.data.dir == Path("/home/ann/.local/share/mcpgw")

@@ -89,7 +89,7 @@ async def test_a_path_that_is_none_is_404(shared_gateway: GatewayProcess, method
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("path", ["/ws", "/api/v1/events", "/api/v1/servers", "/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/ws", "/api/v1/events", "/api/v1/gateway", "/healthz", "/readyz"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 async def test_a_verb_that_is_not_there_is_405_and_says_which_are(
     shared_gateway: GatewayProcess, path: str, method: str
