@@ -41,7 +41,21 @@ _AUDITED = ("permission_denied", "token_expired", "rate_limited")
 _REFUSALS_LOGGED = 10
 """Refused frames of one connection that the log has in a second."""
 
-FEATURES = ("tools", "progress", "logs", "cancel", "batch", "events", "rooms", "resume")
+FEATURES = (
+    "tools",
+    "progress",
+    "logs",
+    "cancel",
+    "batch",
+    "events",
+    "rooms",
+    "resume",
+    "resources",
+    "prompts",
+    "completion",
+    "input",
+    "approval",
+)
 """What a client may find in ``status.data.features``: the parts of the contract that this gateway has."""
 
 
@@ -88,7 +102,7 @@ class Conversation:
             max_calls=settings.websocket.max_calls,
             client_id=client.client_id,
             metrics=parts.metrics,
-            audit=parts.audit,
+            records=parts.records,
         )
         self._session.trace = client.trace
         self._session.outlet = self
@@ -223,6 +237,8 @@ class Conversation:
 
     def _receive_frame(self, value: object) -> None:
         reply = ReplyTo.of(value)
+        if isinstance(value, dict) and value.get("type") == "input_response":
+            reply = None  # its id is that of a call, which an error with that id would end
         if self._admit(reply):
             self._guard(reply, partial(self._take, value))
 
@@ -278,7 +294,13 @@ class Conversation:
                 outlet.replaced()
         return not self._has_begun
 
-    def _call(self, frame: frames.ToolCall, principal: Principal) -> None:
+    def _respond(self, frame: frames.InputResponse) -> None:
+        try:
+            self._session.respond(frame)
+        except GatewayError as error:
+            self._refuse(error, None, request_id=frame.request_id)
+
+    def _call(self, frame: frames.ServerRequest, principal: Principal) -> None:
         wait = self._parts.limits.try_call(principal.user)
         if wait:
             raise RateLimited("too many calls", retry_after_ms=retry_after_ms(wait))
@@ -294,18 +316,20 @@ class Conversation:
                 self._authenticate(frame)
             case frames.ListTools():
                 self._list_tools(frame)
-            case frames.ToolCall():
-                self._call(frame, self._identity.require())
+            case frames.InputResponse():
+                self._respond(frame)
             case frames.Cancel():
                 self._session.cancel(frame.reply)
             case frames.Subscribe():
-                self._session.events.subscribe(frame, self._identity.require())
+                self._session.subscribe(frame, self._identity.require())
             case frames.Unsubscribe():
-                self._session.events.unsubscribe(frame)
+                self._session.unsubscribe(frame)
             case frames.Publish():
                 self._session.events.publish(frame, self._identity.require())
             case frames.Resume():
                 self._resume(frame, self._identity.require())
+            case _:  # what is asked of servers
+                self._call(frame, self._identity.require())
 
     def _authenticate(self, frame: frames.Auth) -> None:
         try:
@@ -329,7 +353,9 @@ class Conversation:
         self._emit(self._status("Authenticated", asked=True), frame.reply)
 
     def _list_tools(self, frame: frames.ListTools) -> None:
-        listed = self._parts.gateway.list_tools(self._identity.require(), frame.server_id)
+        listed = self._parts.gateway.list_tools(
+            self._identity.require(), frame.server_id, connection=self._session.id
+        )
         tools: list[Mapping[str, Any]] = []
         for server_id, tool in listed:
             entry: dict[str, Any] = {"serverId": server_id, "name": tool.name}
@@ -380,6 +406,7 @@ class Conversation:
         self._emit(self._status("Resumed", asked=True, resumed=session is not None), frame.reply)
         self._session.answer_pending(frame.pending)
         if session is not None:
+            session.ask_again()
             session.replay(frame.since)
 
     # --- the outlet of a session ---------------------------------------------------------------------------
@@ -438,7 +465,7 @@ class Conversation:
             resumed=resumed,
         )
 
-    def _refuse(self, error: GatewayError, reply: ReplyTo | None) -> None:
+    def _refuse(self, error: GatewayError, reply: ReplyTo | None, *, request_id: str | None = None) -> None:
         self._refusals = self._refusals or RateLimit(_REFUSALS_LOGGED)
         if self._refusals.admit():
             if error.code in _AUDITED:
@@ -447,7 +474,7 @@ class Conversation:
                 logging.INFO, "refused", code=error.code, unlogged=self._refusals.take_refused() or None
             )
         self._parts.metrics.error_sent(error.code)
-        self._emit(frames.Error(error), reply)
+        self._emit(frames.Error(error, request_id), reply)
         # What may succeed later is no fault of the client, who may have sent many such frames at once.
         if not error.temporary:
             self._errors_in_a_row += 1

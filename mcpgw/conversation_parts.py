@@ -6,6 +6,7 @@ from typing import Protocol
 from mcpgw.access.tokens import Tokens
 from mcpgw.audit import Audit
 from mcpgw.bus import Bus
+from mcpgw.call_record import CallRecords
 from mcpgw.deadlines import Deadlines
 from mcpgw.errors import CloseCode
 from mcpgw.gateway import Gateway
@@ -93,3 +94,8 @@ class ConversationParts:
     metrics: Metrics
     audit: Audit
     deadlines: Deadlines = field(default_factory=Deadlines)
+
+    @property
+    def records(self) -> CallRecords:
+        """Where calls are recorded."""
+        return CallRecords(self.bus, self.audit, self.metrics)

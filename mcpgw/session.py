@@ -8,15 +8,18 @@ and each has one end. Source: the wire contract, sections 3 (`resume`) and 8.
 import asyncio
 import logging
 import secrets
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Awaitable, Iterable
+from typing import Literal, TypeVar
 
+from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import may_call
 from mcpgw.access.tokens import Principal
-from mcpgw.audit import Actor, Audit
+from mcpgw.answers import answer
+from mcpgw.approvals import PREFIX
+from mcpgw.audit import Actor
+from mcpgw.backends.requests import InputAnswer, InputRequest
 from mcpgw.bus import Bus
+from mcpgw.call_record import CallRecords
 from mcpgw.errors import (
     Cancelled,
     DuplicateId,
@@ -31,40 +34,26 @@ from mcpgw.errors import (
 )
 from mcpgw.gateway import Gateway
 from mcpgw.kept_ends import EndedCalls, KeptEnd, KeptEnds
-from mcpgw.logs import log_event
 from mcpgw.metrics import Metrics
+from mcpgw.open_calls import CallObserver, OpenCall
 from mcpgw.rooms import Rooms
+from mcpgw.session_approvals import CHANNEL, SessionApprovals
 from mcpgw.session_events import Outlet, SessionEvents
+from mcpgw.session_inputs import SessionInputs
+from mcpgw.session_resources import CHANNEL as RESOURCES_CHANNEL
+from mcpgw.session_resources import SessionResources, require_no_other_channel
 from mcpgw.settings import SessionSettings
+from mcpgw.subscriptions import require_channel
 from mcpgw.tracing import CallerTrace
 from mcpgw.wire import frames
 from mcpgw.wire.events import Position
 from mcpgw.wire.frames import ReplyTo, ServerFrame
 
+T = TypeVar("T")
+
 _LOGGER = logging.getLogger("mcpgw.websocket")
-_LONGEST_SHOWN = 2048
-_PROGRESS_PAUSE = 0.2
-"""Seconds between two events of a call's progress; its caller gets each one, as frames."""
 CALL_SOURCE = "call:"
 """What the source of a call's progress begins with, before the call's id."""
-
-
-@dataclass(slots=True, eq=False)
-class _OpenCall:
-    """A call that has not had its end yet."""
-
-    reply: ReplyTo
-    server_id: str
-    tool_name: str
-    on_disconnect: Literal["keep", "cancel"] | None
-    started: float
-    arguments: Mapping[str, Any]
-    scopes: frozenset[str]
-    told_at: float = 0.0
-    task: asyncio.Task[None] | None = None
-    ended: bool = False
-    hidden: bool = False
-    """Whether the token that the session goes on with may not know of it; it goes on all the same."""
 
 
 class Session:
@@ -74,7 +63,8 @@ class Session:
     """
 
     __slots__ = (
-        "_audit",
+        "_actor",
+        "_approvals",
         "_bus",
         "_calls",
         "_ended",
@@ -83,11 +73,13 @@ class Session:
         "_max_calls",
         "_metrics",
         "_principal",
+        "_records",
+        "_resources",
         "_tasks",
-        "actor",
         "ends",
         "events",
         "id",
+        "inputs",
         "trace",
     )
 
@@ -101,23 +93,38 @@ class Session:
         max_calls: int,
         client_id: str,
         metrics: Metrics,
-        audit: Audit,
+        records: CallRecords,
     ) -> None:
         self.id = secrets.token_urlsafe(18)
         self.events = SessionEvents(bus, rooms, client_id=client_id, metrics=metrics)
-        self.actor = Actor("", client=client_id)
+        self.inputs = SessionInputs(self._say_input)
+        self._approvals = SessionApprovals(gateway, self._say_approval)
+        self._resources = SessionResources(gateway)
+        self._actor = Actor("", client=client_id)
         self.trace: CallerTrace | None = None
         self._metrics = metrics
-        self._audit = audit
+        self._records = records
         self._principal: Principal | None = None
         self._gateway = gateway
         self._bus = bus
         self._max_calls = max_calls
-        self._calls: dict[str, _OpenCall] = {}
+        self._calls: dict[str, OpenCall] = {}
         self.ends = KeptEnds(settings)
         self._ended = EndedCalls()
         self._has_called = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def actor(self) -> Actor:
+        """Who is behind it, for the audit log; another connection's after a resume."""
+        return self._actor
+
+    @actor.setter
+    def actor(self, actor: Actor) -> None:
+        self._actor = actor
+        for call in self._calls.values():
+            if call.record is not None:
+                call.record.actor = actor
 
     @property
     def outlet(self) -> Outlet | None:
@@ -147,13 +154,14 @@ class Session:
     def principal(self, principal: Principal) -> None:
         self._principal = principal
         self.events.belong_to(principal)
+        self._follow_approvals()
         for call in self._calls.values():
             if not call.hidden and not self._may_know(call):
                 call.hidden = True
                 if self.outlet is not None:
                     self.outlet.say_result(_denied(call.reply))
 
-    def _may_know(self, call: _OpenCall | KeptEnd) -> bool:
+    def _may_know(self, call: OpenCall | KeptEnd) -> bool:
         """Whether the present token may know of a call that an earlier one of this user has begun.
 
         It may where it allows all that the earlier one did, or could have made the call itself.
@@ -180,33 +188,36 @@ class Session:
 
     # --- calls ---------------------------------------------------------------------------------------------
 
-    def call(self, frame: frames.ToolCall, principal: Principal) -> None:
-        """Begin a call; its frames come through the outlet.
+    def call(self, frame: frames.ServerRequest, principal: Principal) -> None:
+        """Begin a call, or another request to a server; its frames come through the outlet.
 
         Raises:
             DuplicateId: a call with this id is open.
             QueueFull: as many calls are open as may be.
         """
-        if frame.reply.id in self._calls:
+        reply = frame.reply
+        if reply.id in self._calls:
             # The open call keeps its one end: this refusal carries the id and says so by its code.
-            raise DuplicateId(f"a call with the id {frame.reply.id!r} is open: choose another")
+            raise DuplicateId(f"a call with the id {reply.id!r} is open: choose another")
         if len(self._calls) >= self._max_calls:
             raise QueueFull(
                 f"{self._max_calls} calls are open on this connection: wait for one to end",
                 retry_after_ms=1000,
             )
-        call = _OpenCall(
-            frame.reply,
-            frame.server_id,
-            frame.tool_name,
-            frame.on_disconnect,
-            time.monotonic(),
-            frame.params,
-            principal.scopes,
-        )
+        call = OpenCall(reply, frame.server_id or "", "", None, principal.scopes)
+        if isinstance(frame, frames.ToolCall):
+            call.tool_name, call.on_disconnect = frame.tool_name, frame.on_disconnect
+            call.record = self._records.begin(
+                self._actor,
+                call_id=reply.id,
+                server=frame.server_id,
+                tool=frame.tool_name,
+                arguments=frame.params,
+                logger=_LOGGER,
+            )
         self._has_called = True
-        self._calls[call.reply.id] = call
-        call.task = asyncio.create_task(self._run(call, frame, principal), name=f"call {call.reply.id}")
+        self._calls[reply.id] = call
+        call.task = asyncio.create_task(self._run(call, frame, principal), name=f"call {reply.id}")
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)
 
@@ -222,13 +233,13 @@ class Session:
             raise UnknownCall(f"no open call has the id {reply.id!r}{suggest(reply.id, self.open_calls)}")
         if call.hidden:
             raise PermissionDenied(_HIDDEN_CALL)
-        self._end_call(call, frames.Error(Cancelled("the call was cancelled")), outcome=Cancelled.code)
+        self._end_call(call, frames.Error(Cancelled("the call was cancelled")))
 
     def cancel_all(self, reason: str) -> None:
         """End every open call, and tell the backends."""
         for call in list(self._calls.values()):
             error = Cancelled(reason)
-            self._end_call(call, frames.Error(error), outcome=error.code)
+            self._end_call(call, frames.Error(error))
 
     async def finish_calls(self, deadline: float) -> None:
         """Let open calls come to their end until `deadline` (of the loop's clock), then end what is left."""
@@ -238,81 +249,136 @@ class Session:
             await asyncio.wait(waited, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         for call in list(self._calls.values()):
             error = OutcomeUnknown("the gateway is ending and has stopped the call; it may have run in part")
-            self._end_call(call, frames.Error(error), outcome=error.code)
+            self._end_call(call, frames.Error(error))
 
     async def wait_settled(self) -> None:
         """Wait until no task of this session runs any more (their backends have been told)."""
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _run(self, call: _OpenCall, frame: frames.ToolCall, principal: Principal) -> None:
-        source = f"{CALL_SOURCE}{call.reply.id}"
-
-        def on_started() -> None:
-            data = self._call_data(call)
-            shown = {"arguments": frame.params} if _is_short(frame.params) else {}
-            self._publish_call("call.started", data | shown, data)
-
-        def on_queued(position: int, retry_after_ms: int | None) -> None:
-            self._stream(source, frames.Queued(position, retry_after_ms), call)
-
-        def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            update = frames.ToolProgress(call.server_id, call.tool_name, progress, total, message)
-            if self._stream(source, update, call):
-                told = {name: value for name, value in update.data().items() if name in _PROGRESS}
-                now = time.monotonic()
-                if now - call.told_at < _PROGRESS_PAUSE:
-                    return
-                call.told_at = now
-                # The words of a progress may hold parts of the result.
-                numbers = {name: value for name, value in told.items() if name != "message"}
-                data = self._call_data(call)
-                self._publish_call("call.progress", data | told, data | numbers)
-
-        def on_log(level: str, logger: str | None, data: Any) -> None:
-            self._stream(source, frames.ToolLog(level, data, logger), call)
-
+    async def _run(self, call: OpenCall, frame: frames.ServerRequest, principal: Principal) -> None:
+        caller = Caller(principal, self.id, self.trace)
         try:
-            result = await self._gateway.call_tool(
-                principal,
-                frame.server_id,
-                frame.tool_name,
-                frame.params,
-                timeout_ms=frame.timeout_ms,
-                on_started=on_started,
-                on_queued=on_queued,
-                on_progress=on_progress,
-                on_log=on_log,
-                trace=self.trace,
-            )
+            asking = answer(self._gateway, caller, frame, CallObserver(self, call), call.record)
+            response = await self._with_faults_told(asking)
         except GatewayError as error:
-            self._end_call(call, frames.Error(error), outcome=error.code)
-        except Exception:
-            # The one boundary where a fault of the gateway becomes an answer; the log has all of it.
-            fault = secrets.token_hex(4)
-            _LOGGER.exception("internal error %s", fault)
-            self._bus.publish("gateway.error", {"faultId": fault})
-            internal = InternalError(f"a fault of the gateway; its log has it under the id {fault}")
-            self._end_call(call, frames.Error(internal), outcome=internal.code)
+            self._end_call(call, frames.Error(error))
         except asyncio.CancelledError:
             # This session ends a call before it stops its task: whoever else stopped it, the client is told.
             stopped = OutcomeUnknown("the call was stopped inside the gateway; it may have run in part")
-            self._end_call(call, frames.Error(stopped), outcome=stopped.code)
+            self._end_call(call, frames.Error(stopped))
             raise
         else:
-            response = frames.ToolResponse(
-                server_id=call.server_id,
-                tool_name=call.tool_name,
-                content=result.content,
-                duration_ms=self._duration_ms(call),
-                structured_content=result.structured_content,
-                has_structured_content=result.has_structured_content,
-                is_error=result.is_error,
-                meta=result.meta,
-            )
-            self._end_call(call, response, outcome="tool_error" if result.is_error else "ok")
+            self._end_call(call, response)
 
-    def _end_call(self, call: _OpenCall, frame: frames.ToolResponse | frames.Error, *, outcome: str) -> None:
+    async def _with_faults_told(self, work: Awaitable[T]) -> T:
+        """Await `work`; a fault of the gateway becomes an answer here, and the log has all of it."""
+        try:
+            return await work
+        except GatewayError:
+            raise
+        except Exception:
+            fault = secrets.token_hex(4)
+            _LOGGER.exception("internal error %s", fault)
+            self._bus.publish("gateway.error", {"faultId": fault})
+            raise InternalError(f"a fault of the gateway; its log has it under the id {fault}") from None
+
+    def tell(self, call: OpenCall, frame: ServerFrame) -> bool:
+        """Say something about a call that goes on; false where it cannot be said."""
+        return self._stream(f"{CALL_SOURCE}{call.reply.id}", frame, call)
+
+    async def ask(self, call: OpenCall, request: InputRequest) -> InputAnswer:
+        """Have the client answer what a server asks in mid-call."""
+        seconds = self._gateway.call_settings.input_timeout
+        return await self.inputs.ask(call.reply, request, call.server_id, call.tool_name, seconds=seconds)
+
+    def subscribe(self, frame: frames.Subscribe, principal: Principal) -> None:
+        """As `SessionEvents.subscribe`; who reads calls and may approve some is asked to.
+
+        Where resources are named, their servers are asked first, and the answer comes when they have agreed:
+        ``subscribed``, or the error of the first that did not.
+
+        Raises:
+            InvalidParams: resources are named, and it is not their channel.
+        """
+        require_no_other_channel(frame)
+        if frame.channel != RESOURCES_CHANNEL:
+            self.events.subscribe(frame, principal)
+            self._follow_approvals()
+            return
+        require_channel(principal, frame.channel)
+        watching = self._resources.watching(Caller(principal, self.id, self.trace), frame.filter.resources)
+        if watching is None:
+            self.events.subscribe(frame, principal)
+            return
+        self.events.has_subscribed = True
+        task = asyncio.create_task(self._subscribe_when(watching, frame, principal))
+        self._resources.begun(task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _subscribe_when(
+        self, watching: Awaitable[None], frame: frames.Subscribe, principal: Principal
+    ) -> None:
+        try:
+            await self._with_faults_told(watching)
+            self.events.subscribe(frame, self._principal or principal)
+        except asyncio.CancelledError:
+            self._refuse(Cancelled("the channel was left before that"), frame.reply)
+            raise
+        except GatewayError as error:
+            self._refuse(error, frame.reply)
+
+    def _refuse(self, error: GatewayError, reply: ReplyTo | None) -> None:
+        self._metrics.error_sent(error.code)
+        if self.outlet is not None:
+            self.outlet.say_result(frames.encode(frames.Error(error), reply))
+
+    def unsubscribe(self, frame: frames.Unsubscribe) -> None:
+        """As `SessionEvents.unsubscribe`."""
+        if frame.channel == RESOURCES_CHANNEL:
+            self._resources.keep_none()
+        self.events.unsubscribe(frame)
+        self._follow_approvals()
+
+    def _follow_approvals(self) -> None:
+        is_read = self.outlet is not None and CHANNEL in self.events.channels
+        self._approvals.follow(self._principal if is_read else None)
+
+    def _say_approval(self, frame: ServerFrame) -> None:
+        if self.outlet is not None:
+            self.outlet.say_result(encode_result(frame, None))
+
+    def respond(self, frame: frames.InputResponse) -> None:
+        """Take the client's answer to what it was asked: by a server in mid-call, or to approve a call.
+
+        Raises:
+            UnknownCall: nothing of the kind is open any more.
+            InvalidParams: it is no answer to what was asked.
+            PermissionDenied: it is an approval that the client may not give.
+        """
+        approvals = self._gateway.approvals
+        if approvals is None or self._principal is None or not frame.request_id.startswith(PREFIX):
+            call = self._calls.get(self.inputs.call_of(frame.request_id) or "")
+            if call is not None and call.hidden:
+                raise PermissionDenied(_HIDDEN_CALL)
+            self.inputs.respond(frame)
+            return
+        approvals.decide(
+            self._principal,
+            frame.request_id,
+            frame.action,
+            actor=self._actor,
+            settings=self._gateway.call_settings,
+        )
+
+    def _say_input(self, reply: ReplyTo, frame: ServerFrame) -> None:
+        # Never an error in its place: that would be taken for the end of the call.
+        call = self._calls.get(reply.id)
+        if call is not None and not call.hidden and self.outlet is not None:
+            self.outlet.say_result(frames.encode(frame, reply))
+
+    def _end_call(self, call: OpenCall, frame: ServerFrame) -> None:
         """Give a call its one end; whatever comes later for it is dropped."""
         if call.ended:
             return
@@ -321,7 +387,7 @@ class Session:
         try:
             text = frames.encode(frame, call.reply)
         except ValueError:
-            frame, outcome = frames.Error(_NO_JSON), _NO_JSON.code
+            frame = frames.Error(_NO_JSON)
             text = frames.encode(frame, call.reply)
         self._ended.add(call.reply.id)
         self.ends.keep(call.reply.id, KeptEnd(text, call.server_id, call.tool_name, call.scopes))
@@ -331,61 +397,15 @@ class Session:
                 self.outlet.say_result(text)
         if call.task is not None and call.task is not asyncio.current_task():
             call.task.cancel()
-        self._tell_end(call, frame, outcome)
-        seconds = time.monotonic() - call.started
-        if isinstance(frame, frames.Error):
-            self._metrics.error_sent(outcome)
-        self._audit.call(
-            self.actor,
-            server=call.server_id,
-            tool=call.tool_name,
-            call_id=call.reply.id,
-            outcome=outcome,
-            seconds=seconds,
-            arguments=call.arguments,
-        )
-        log_event(
-            _LOGGER,
-            logging.INFO,
-            "call",
-            client=self.client_id,
-            user=self.user,
-            server=call.server_id,
-            tool=call.tool_name,
-            outcome=outcome,
-            ms=round(seconds * 1000, 1),
-        )
+        if call.record is None:
+            if isinstance(frame, frames.Error):
+                self._metrics.error_sent(frame.error.code)
+        elif isinstance(frame, frames.Error):
+            call.record.failed(frame.error.code)
+        elif isinstance(frame, frames.ToolResponse):
+            call.record.answered(is_error=frame.is_error, result=frame.result())
 
-    def _tell_end(self, call: _OpenCall, frame: frames.ToolResponse | frames.Error, outcome: str) -> None:
-        data = self._call_data(call) | {"durationMs": self._duration_ms(call)}
-        if isinstance(frame, frames.ToolResponse):
-            data["success"] = not frame.is_error
-            result = frame.result()
-            shown = {"result": result} if _is_short(result) else {}
-            self._publish_call("call.finished", data | shown, data)
-        elif outcome == Cancelled.code:
-            self._publish_call("call.cancelled", data)
-        else:
-            self._publish_call("call.failed", data | {"code": outcome})
-
-    def _publish_call(
-        self, type_name: str, data: dict[str, Any], masked: dict[str, Any] | None = None
-    ) -> None:
-        self._bus.publish(type_name, data, owner=self.user, masked=masked)
-
-    def _call_data(self, call: _OpenCall) -> dict[str, Any]:
-        return {
-            "callId": call.reply.id,
-            "user": self.user or "",
-            "serverId": call.server_id,
-            "toolName": call.tool_name,
-        }
-
-    @staticmethod
-    def _duration_ms(call: _OpenCall) -> int:
-        return round((time.monotonic() - call.started) * 1000)
-
-    def _stream(self, source: str, frame: ServerFrame, call: _OpenCall) -> bool:
+    def _stream(self, source: str, frame: ServerFrame, call: OpenCall) -> bool:
         """Say something about a call that is still open; false where it cannot be said."""
         if call.ended:
             return False
@@ -410,8 +430,9 @@ class Session:
             # Who may not know of a call does not end it by leaving, either.
             if (call.on_disconnect or ("keep" if call.hidden else default)) == "cancel":
                 error = Cancelled("the connection was closed")
-                self._end_call(call, frames.Error(error), outcome=error.code)
+                self._end_call(call, frames.Error(error))
         self.events.go_away()
+        self._approvals.follow(None)
 
     def attach(self, outlet: Outlet, client_id: str, principal: Principal) -> None:
         """Speak through another connection from now on; subscriptions are silent until `replay`.
@@ -419,6 +440,7 @@ class Session:
         The token of that connection decides what of the session it is told.
         """
         self.events.go_away()
+        self._approvals.follow(None)
         self.events.come_back(outlet, client_id)
         self._principal = principal
         self.events.belong_to(principal)
@@ -428,6 +450,11 @@ class Session:
     def replay(self, since: Position | None) -> None:
         """Send every subscribed channel's events behind `since`, in the order of the log."""
         self.events.replay(since, self.user)
+        self._follow_approvals()
+
+    def ask_again(self) -> None:
+        """Say once more what the client was asked and has not answered: the frame may have been lost."""
+        self.inputs.say_all()
 
     def answer_pending(self, call_ids: Iterable[str]) -> None:
         """Give each of the calls that the client believes open what it misses: nothing while it goes on."""
@@ -464,7 +491,10 @@ class Session:
         self.outlet = None
         self.cancel_all("the client did not come back")
         self.events.end()
+        self._approvals.follow(None)
+        self._resources.end()
         self.ends.clear()
+        self._gateway.connection_ended(self.id)
 
 
 _HIDDEN_CALL = "the token does not allow this call: come back with the one that began it"
@@ -474,7 +504,6 @@ def _denied(reply: ReplyTo) -> str:
     return frames.encode(frames.Error(PermissionDenied(_HIDDEN_CALL)), reply)
 
 
-_PROGRESS = ("progress", "total", "message")
 _NO_JSON = ToolExecutionError("the server's answer holds what is no JSON")
 
 
@@ -485,18 +514,3 @@ def encode_result(frame: ServerFrame, reply: ReplyTo | None) -> str:
     except ValueError:
         # Only a backend's own data can hold what JSON has not; what the gateway says is plain text.
         return frames.encode(frames.Error(_NO_JSON), reply)
-
-
-def _is_short(value: Any) -> bool:
-    """Whether a value may stand in an event: the log of events must not hold what is large."""
-    budget = [_LONGEST_SHOWN]
-
-    def spend(part: Any) -> bool:
-        budget[0] -= len(part) + 8 if isinstance(part, str) else 16
-        if budget[0] < 0:
-            return False
-        if isinstance(part, dict):
-            return all(spend(name) and spend(inner) for name, inner in part.items())
-        return all(map(spend, part)) if isinstance(part, list) else True
-
-    return spend(value)

@@ -17,7 +17,7 @@ Everything that can go wrong is a `ClientError`.
 """
 
 from mcpgw.client.address import GatewayAddress
-from mcpgw.client.answers import LogLine, Progress, ToolAnswer
+from mcpgw.client.answers import LogLine, Progress, Queued, ToolAnswer
 from mcpgw.client.errors import (
     ClientError,
     ConnectionLost,
@@ -29,7 +29,8 @@ from mcpgw.client.errors import (
 )
 from mcpgw.client.events import Event, events
 from mcpgw.client.feed import GAP, LAGGED, ChannelEvent
-from mcpgw.client.rest import list_servers
+from mcpgw.client.inputs import InputAnswer, InputRequest
+from mcpgw.client.rest import ask, decide_approval, list_approvals, list_servers
 from mcpgw.client.socket import Gateway
 from mcpgw.client.subscription import Subscription
 
@@ -42,15 +43,21 @@ __all__ = [
     "Event",
     "Gateway",
     "GatewayAddress",
+    "InputAnswer",
+    "InputRequest",
     "LogLine",
     "NotAGateway",
     "NotReachable",
     "Progress",
+    "Queued",
     "Refused",
     "RequestFailed",
     "Subscription",
     "TokenUnavailable",
     "ToolAnswer",
+    "ask",
+    "decide_approval",
     "events",
+    "list_approvals",
     "list_servers",
 ]

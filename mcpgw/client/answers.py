@@ -34,6 +34,21 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """A call waits: for its turn at a busy server, at `position` (1 goes next), or to be approved.
+
+    `retry_after` is how long that may take, in seconds. With the `reason` ``approval`` somebody else has to
+    consent to `request_id`, until `expires_at` in milliseconds since the epoch.
+    """
+
+    position: int
+    retry_after: float | None = None
+    reason: str | None = None
+    request_id: str | None = None
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """A line that the backend logged while it worked on a call; `data` is any JSON value."""
 

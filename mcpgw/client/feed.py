@@ -9,6 +9,7 @@ from typing import Any, Final
 from mcpgw.client.link import Frame
 from mcpgw.wire.events import LEVELS, Position
 
+_RESOURCE_UPDATED: Final = "server.resource_updated"
 GAP: Final = "recovered_false"
 """The type of the event that stands where some are missing for good: load your state anew."""
 LAGGED: Final = "lagged"
@@ -37,6 +38,7 @@ class Wanted:
     types: frozenset[str] | None = None
     servers: frozenset[str] | None = None
     min_level: str | None = None
+    resources: frozenset[tuple[str, str]] | None = None
 
     def admits(self, frame: Frame) -> bool:
         """Whether the reader wants this event."""
@@ -44,6 +46,8 @@ class Wanted:
             return False
         if self.servers is not None and frame.data.get("serverId", "") not in self.servers:
             return False
+        if self.resources is not None and frame.type == _RESOURCE_UPDATED:
+            return (frame.data.get("serverId"), frame.data.get("uri")) in self.resources
         level = frame.data.get("level")
         if self.min_level is None or level not in LEVELS:
             return True
@@ -58,6 +62,8 @@ class Wanted:
             told["servers"] = sorted(self.servers)
         if self.min_level is not None:
             told["minLevel"] = self.min_level
+        if self.resources is not None:
+            told["resources"] = [{"serverId": server, "uri": uri} for server, uri in sorted(self.resources)]
         return told
 
 
@@ -65,12 +71,14 @@ class Wanted:
 class Handshake:
     """A ``subscribe`` with a ``ping`` behind it: the pong says that all that was missed has come.
 
-    `base` is the place that the gateway has answered with, `waiting` what has come since.
+    The ping waits for the answer where that takes longer (`pings_later`). `base` is the place that the
+    gateway has answered with, `waiting` what has come since.
     """
 
     feed: "Feed"
     since: Position | None
     refreshing: bool
+    pings_later: bool = False
     base: Position | None = None
     recovered: bool = True
     waiting: list[Frame] = field(default_factory=list)
@@ -202,14 +210,17 @@ class Feed:
 
 
 def wanted_of(
-    types: Collection[str] | None, servers: Collection[str] | None, min_level: str | None
+    types: Collection[str] | None,
+    servers: Collection[str] | None,
+    min_level: str | None,
+    resources: Collection[tuple[str, str]] | None = None,
 ) -> Wanted:
     """What a reader wants.
 
     Raises:
-        ValueError: `types` or `servers` is a text or empty, or `min_level` is no level.
+        ValueError: `types`, `servers` or `resources` is a text or empty, or `min_level` is no level.
     """
-    for name, values in (("types", types), ("servers", servers)):
+    for name, values in (("types", types), ("servers", servers), ("resources", resources)):
         if values is not None and (isinstance(values, str) or not values):
             raise ValueError(f"{name} is a list of names with at least one; leave it out for all")
     if min_level is not None and min_level not in LEVELS:
@@ -218,20 +229,26 @@ def wanted_of(
         None if types is None else frozenset(types),
         None if servers is None else frozenset(servers),
         min_level,
+        None if resources is None else frozenset(resources),
     )
 
 
 def union(all_wanted: Collection[Wanted]) -> Wanted:
-    """What holds all that any of them wants; each then takes its own part."""
+    """What holds all that any of them wants; each then takes its own part.
+
+    But where one names resources, nobody is told of others.
+    """
     types = [wanted.types for wanted in all_wanted]
     servers = [wanted.servers for wanted in all_wanted]
     levels = [wanted.min_level for wanted in all_wanted]
+    resources = [wanted.resources for wanted in all_wanted if wanted.resources is not None]
     return Wanted(
         None if None in types else frozenset[str]().union(*(names for names in types if names is not None)),
         None
         if None in servers
         else frozenset[str]().union(*(names for names in servers if names is not None)),
         None if None in levels else min((level for level in levels if level is not None), key=LEVELS.index),
+        frozenset[tuple[str, str]]().union(*resources) if resources else None,
     )
 
 

@@ -5,18 +5,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mcpgw.client.answers import LogLine, Progress
+from mcpgw.client.answers import LogLine, Progress, Queued
 from mcpgw.client.errors import NotAGateway, renewed
+from mcpgw.client.inputs import OnInput
 from mcpgw.client.link import Frame
 
 _ANSWERS: Final = {
     "tool_call": "tool_response",
     "list_tools": "tools",
+    "list_resources": "resources",
+    "read_resource": "resource",
+    "list_prompts": "prompts",
+    "get_prompt": "prompt",
+    "complete": "completion",
     "status": "status",
     "ping": "pong",
     "auth": "status",
     "publish": "published",
 }
+_CALLS: Final = frozenset(
+    {"tool_call", "list_resources", "read_resource", "list_prompts", "get_prompt", "complete"}
+)
 _HARMLESS: Final = frozenset({"list_tools", "status", "ping"})
 
 
@@ -33,7 +42,8 @@ class Request:
     future: "asyncio.Future[Mapping[str, Any]]"
     on_progress: Callable[[Progress], None] | None = None
     on_log: Callable[[LogLine], None] | None = None
-    on_queued: Callable[[int], None] | None = None
+    on_queued: Callable[[Queued], None] | None = None
+    on_input: OnInput | None = None
     is_sent: bool = False
     answered: bool = False
     waits_for_token: bool = False
@@ -42,6 +52,11 @@ class Request:
     def answer_type(self) -> str:
         """The type of the frame that answers it."""
         return _ANSWERS[self.kind]
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it runs at a server: it outlives its connection, and can be cancelled."""
+        return self.kind in _CALLS
 
     @property
     def is_harmless(self) -> bool:
@@ -70,9 +85,21 @@ class Request:
             elif frame.type == "tool_log" and self.on_log is not None:
                 self.on_log(LogLine(member(data, "level", self.url), data.get("logger"), data.get("data")))
             elif frame.type == "queued" and self.on_queued is not None:
-                self.on_queued(member(data, "position", self.url))
+                self.on_queued(_queued(data, self.url))
         except Exception as fault:  # noqa: BLE001 - not hidden: it is raised by the call that gave the callback
             self.settle(fault)
+
+
+def _queued(data: Mapping[str, Any], url: str) -> Queued:
+    wait, expires_at = data.get("retryAfterMs"), data.get("expiresAt")
+    reason, request_id = data.get("reason"), data.get("requestId")
+    return Queued(
+        position=member(data, "position", url),
+        retry_after=wait / 1000 if isinstance(wait, int | float) else None,
+        reason=reason if isinstance(reason, str) else None,
+        request_id=request_id if isinstance(request_id, str) else None,
+        expires_at=expires_at if isinstance(expires_at, int) else None,
+    )
 
 
 def member(data: Mapping[str, Any], name: str, url: str) -> Any:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mcpgw.client.address import GatewayAddress
-from mcpgw.client.answers import LogLine, Progress, ToolAnswer
+from mcpgw.client.answers import LogLine, Progress, Queued, ToolAnswer
 from mcpgw.client.backoff import Backoff
 from mcpgw.client.errors import (
     ClientError,
@@ -23,20 +23,21 @@ from mcpgw.client.errors import (
     renewed,
 )
 from mcpgw.client.feed import Feed, wanted_of
+from mcpgw.client.inputs import Inputs, OnApproval, OnInput
 from mcpgw.client.link import Frame, Link
+from mcpgw.client.offers import ANSWER_SECONDS, Offers
 from mcpgw.client.request import Request, member
 from mcpgw.client.subscription import Subscription, Subscriptions
 from mcpgw.client.token_source import Token, TokenSource, expires_at, renewal_delay
 from mcpgw.wire import strict_json
 from mcpgw.wire.events import Position
 
-_ANSWER_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 5.0
 _REFRESH_SECONDS: Final = 60.0
 _STEADY_SECONDS: Final = 5.0
 
 
-class Gateway:
+class Gateway(Offers):
     """The gateway at `url`, connected inside ``async with``.
 
     A connection that breaks is made anew: calls go on, and subscriptions too. Only what the gateway itself
@@ -47,8 +48,9 @@ class Gateway:
     and before a token ends. None opens a connection that may only `ping` and ask for its `status`.
     `connect_timeout` (seconds) bounds each try to connect, until the gateway's first word; ``async with``
     itself tries once. Between tries are random pauses below a bound that doubles from `first_pause` to
-    `longest_pause` seconds. `max_message_size` (bytes) bounds each of the gateway's messages. Methods may be
-    called from many tasks at once; each raises `ClientError`.
+    `longest_pause` seconds. `max_message_size` (bytes) bounds each of the gateway's messages. `on_approval`
+    (async or not) is asked about calls of others that wait for an approval, while ``calls`` is subscribed.
+    Methods may be called from many tasks at once; each raises `ClientError`.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Gateway:
         first_pause: float = 0.25,
         longest_pause: float = 15.0,
         max_message_size: int = 64 * 1024 * 1024,
+        on_approval: OnApproval | None = None,
     ) -> None:
         self._address = GatewayAddress.parse(url)
         self._tokens = TokenSource(token)
@@ -71,6 +74,7 @@ class Gateway:
         self._requests: dict[str, Request] = {}
         self._to_cancel: set[str] = set()
         self._numbers = itertools.count(1)
+        self._inputs = Inputs(self._say, on_approval)
         self._subscriptions = Subscriptions(self._say, self._ask_for_token)
         self._link: Link | None = None
         self._session: str | None = None
@@ -81,6 +85,10 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"Gateway({self._address.socket!r})"
+
+    @property
+    def _base(self) -> str:
+        return self._address.base
 
     @property
     def is_connected(self) -> bool:
@@ -117,6 +125,7 @@ class Gateway:
             if link is not None:
                 await link.close(runner)
         finally:
+            self._inputs.close()
             runner.cancel()
             with suppress(asyncio.CancelledError):
                 await runner
@@ -129,15 +138,17 @@ class Gateway:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[LogLine], None] | None = None,
-        on_queued: Callable[[int], None] | None = None,
+        on_queued: Callable[[Queued], None] | None = None,
+        on_input: OnInput | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - the gateway keeps it and tells the backend
     ) -> ToolAnswer:
         """Call a tool and wait for its answer, at most `timeout` seconds (None: the gateway's default).
 
         The call goes on while the connection is away, and never runs twice: where nobody knows any more
         whether it has run, it ends with the code ``outcome_unknown``. `on_queued` is told its place while it
-        waits for a busy server. Cancelling the awaiting task cancels the call. So does an exception of a
-        callback, which is raised here.
+        waits for a busy server, or for an approval. `on_input` (async or not) answers what the server asks in
+        mid-call; without it that is declined. Cancelling the awaiting task cancels the call. So does an
+        exception of a callback, which is raised here.
 
         Raises:
             ClientError: the call has no answer; a tool that says it failed is an answer.
@@ -151,7 +162,13 @@ class Gateway:
             data["timeoutMs"] = math.ceil(timeout * 1000)
             limit = timeout + _GRACE_SECONDS
         answer = await self._request(
-            "tool_call", data, limit=limit, on_progress=on_progress, on_log=on_log, on_queued=on_queued
+            "tool_call",
+            data,
+            limit=limit,
+            on_progress=on_progress,
+            on_log=on_log,
+            on_queued=on_queued,
+            on_input=on_input,
         )
         return ToolAnswer(
             server=server,
@@ -173,13 +190,15 @@ class Gateway:
         types: Collection[str] | None = None,
         servers: Collection[str] | None = None,
         min_level: str | None = None,
+        resources: Collection[tuple[str, str]] | None = None,
         queue_size: int = 10_000,
     ) -> Subscription:
         """The events of a `channel`, such as ``servers`` or ``room:NAME``, for ``async for``.
 
         `since` is the `id` of an event: what came after it is sent first. `types`, `servers` and `min_level`
-        choose among the events; None is all. At most `queue_size` events wait for the reader. There may be
-        any number of subscriptions, also of one channel.
+        choose among the events; None is all. `resources` are servers with the uris of what is to be watched
+        there: of ``server.resource_updated``, those alone are told. At most `queue_size` events wait for the
+        reader. There may be any number of subscriptions, also of one channel.
 
         Raises:
             ValueError: an argument cannot be used.
@@ -189,7 +208,7 @@ class Gateway:
             raise ValueError("since is the id of an event, such as 0123456789abcdef-7")
         if queue_size < 1:
             raise ValueError("a queue holds at least one event")
-        wanted = wanted_of(types, servers, min_level)
+        wanted = wanted_of(types, servers, min_level, resources)
         return Subscription(self._subscriptions, Feed(channel, wanted, place, queue_size))
 
     async def publish(self, channel: str, payload: Any) -> int:
@@ -200,26 +219,19 @@ class Gateway:
             ValueError: `payload` is no JSON.
         """
         answer = await self._request(
-            "publish", {"channel": channel, "payload": payload}, limit=_ANSWER_SECONDS
+            "publish", {"channel": channel, "payload": payload}, limit=ANSWER_SECONDS
         )
         offset: int = member(answer, "offset", self._address.base)
         return offset
 
-    async def list_tools(self, server: str | None = None) -> list[dict[str, Any]]:
-        """The tools of one server, or of all, as section 3 of the wire contract has them."""
-        data = {} if server is None else {"serverId": server}
-        answer = await self._request("list_tools", data, limit=_ANSWER_SECONDS)
-        tools: list[dict[str, Any]] = member(answer, "tools", self._address.base)
-        return tools
-
     async def status(self) -> dict[str, Any]:
         """What this connection is and may do, as section 4 of the wire contract has it."""
-        return dict(await self._request("status", {}, limit=_ANSWER_SECONDS))
+        return dict(await self._request("status", {}, limit=ANSWER_SECONDS))
 
     async def ping(self) -> float:
         """How long the gateway takes to answer, in seconds."""
         started = time.perf_counter()
-        await self._request("ping", {}, limit=_ANSWER_SECONDS)
+        await self._request("ping", {}, limit=ANSWER_SECONDS)
         return time.perf_counter() - started
 
     # --- connections ---------------------------------------------------------------------------------------
@@ -314,11 +326,7 @@ class Gateway:
 
     async def _ask_to_resume(self, link: Link, session: str) -> bool:
         identifier = f"resume-{next(self._numbers)}"
-        pending = [
-            name
-            for name, request in self._requests.items()
-            if request.kind == "tool_call" and request.is_sent
-        ]
+        pending = [name for name, request in self._requests.items() if request.is_call and request.is_sent]
         data = {"session": session, "pending": pending}
         link.send(strict_json.dumps({"type": "resume", "id": identifier, "data": data}))
         while (frame := await link.receive()) is not None:
@@ -345,6 +353,8 @@ class Gateway:
                 request.settle(outcome_unknown("whether it was published"))
             elif request.kind == "auth":
                 request.settle(ConnectionLost("the connection was lost"))
+            elif not resumed and request.kind != "tool_call":
+                link.send(request.text)  # what only reads
             elif not resumed:
                 request.settle(outcome_unknown("whether the call has run: the gateway has begun anew"))
         for identifier in self._to_cancel if resumed else ():
@@ -385,7 +395,7 @@ class Gateway:
             self._renew.clear()
             try:
                 token = await self._tokens.get()
-                self._note_expiry(token, await self._request("auth", {"token": token}, limit=_ANSWER_SECONDS))
+                self._note_expiry(token, await self._request("auth", {"token": token}, limit=ANSWER_SECONDS))
             except ClientError as error:
                 # Whoever waits for a token is told why; the next try is soon, and then less and less so.
                 self._expires_in, pause = 0.0, pauses.pause(error.retry_after)
@@ -419,16 +429,33 @@ class Gateway:
 
     def _receive(self, frame: Frame) -> None:
         request = None if frame.id is None else self._requests.get(frame.id)
-        if request is None:
+        if frame.type == "error" and frame.id is None and "requestId" in frame.data:
+            self._answer_refused(frame)
+        elif frame.type == "input_request" and frame.id is None:
+            self._inputs.approve(frame.data)
+        elif request is None:
             # A push, an answer to a subscription, or the end of a call that nobody waits for any more.
             self._subscriptions.receive(frame)
         elif frame.type == "error":
             self._refused(request, error_from(frame.data, frame.data.get("error")))
+        elif frame.type == "input_request" and frame.id is not None:
+            self._inputs.ask(frame.id, frame.data, request.on_input, request.settle)
         elif frame.type == request.answer_type:
             self._backoff.reset()
             request.answer(frame.data)
         else:
             request.hand_on(frame)
+
+    def _answer_refused(self, frame: Frame) -> None:
+        """An answer of a callback cannot be used; one that only came too late is no fault."""
+        request = self._requests.get(self._inputs.call_of(frame.data["requestId"]) or "")
+        error = error_from(frame.data, frame.data.get("error"))
+        if error.code == "unknown_call":
+            return
+        if request is None:
+            self._inputs.refused(frame.data["requestId"], error)
+        else:
+            request.settle(error)
 
     def _refused(self, request: Request, error: ClientError) -> None:
         """The end of a request, unless it has not even begun and can be sent again."""
@@ -454,7 +481,8 @@ class Gateway:
         limit: float | None,
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[LogLine], None] | None = None,
-        on_queued: Callable[[int], None] | None = None,
+        on_queued: Callable[[Queued], None] | None = None,
+        on_input: OnInput | None = None,
     ) -> Mapping[str, Any]:
         """Send one request and wait for the data of its answer, at most `limit` seconds."""
         identifier = f"{kind}-{next(self._numbers)}"
@@ -462,7 +490,7 @@ class Gateway:
         size = len(text.encode())  # a lone surrogate fails here (RFC 8259 section 8.2), as ValueError
         self._require_usable(size)
         future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
-        request = Request(self._address.base, kind, text, future, on_progress, on_log, on_queued)
+        request = Request(self._address.base, kind, text, future, on_progress, on_log, on_queued, on_input)
         self._requests[identifier] = request
         scope = asyncio.timeout(limit)
         try:
@@ -481,7 +509,8 @@ class Gateway:
             del self._requests[identifier]
             if future.done() and not future.cancelled():
                 future.exception()  # seen, also where the task was cancelled in the same moment
-            if kind == "tool_call" and request.is_sent and not request.answered:
+            self._inputs.forget(identifier)
+            if request.is_call and request.is_sent and not request.answered:
                 self._tell_cancelled(identifier)
 
     def _require_usable(self, size: int) -> None:
@@ -504,8 +533,9 @@ class Gateway:
         if self._link is not None and self._link.send(request.text) is not None:
             request.is_sent = True
 
-    def _say(self, kind: str, identifier: str, data: Mapping[str, Any]) -> bool:
-        text = strict_json.dumps({"type": kind, "id": identifier, "data": data})
+    def _say(self, kind: str, identifier: str | None, data: Mapping[str, Any]) -> bool:
+        named = {} if identifier is None else {"id": identifier}
+        text = strict_json.dumps({"type": kind, **named, "data": data})
         return self._link is not None and self._link.send(text) is not None
 
 

@@ -203,6 +203,8 @@ class Subscriptions:
                 handshake.base = Position(epoch, offset)
                 handshake.recovered = frame.data.get("recovered") is True
                 feed.present = tuple(present) if isinstance(present, list) else ()
+                if handshake.pings_later:
+                    self._send("ping", identifier, {})
                 return
         del self._handshakes[identifier]
         if handshake.refreshing:
@@ -239,10 +241,13 @@ class Subscriptions:
             data["filter"] = wanted
         if not self._send("subscribe", identifier, data):
             return  # `connected` begins it
-        handshake = self._handshakes[identifier] = Handshake(feed, feed.place, refreshing)
+        handshake = self._handshakes[identifier] = Handshake(
+            feed, feed.place, refreshing, pings_later="resources" in wanted
+        )
         if not refreshing:
             feed.handshake = handshake
-        self._send("ping", identifier, {})
+        if "resources" not in wanted:  # servers are asked before the gateway answers: see `_answered`
+            self._send("ping", identifier, {})
 
     def _leave(self, channel: str) -> None:
         self._channels.pop(channel, None)

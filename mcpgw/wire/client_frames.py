@@ -92,6 +92,64 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ListResources:
+    """Asks for the resources and their templates, of one server or of all."""
+
+    reply: ReplyTo
+    server_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResource:
+    """Asks for what a resource holds; `timeout_ms` is in milliseconds."""
+
+    reply: ReplyTo
+    server_id: str
+    uri: str
+    timeout_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListPrompts:
+    """Asks for the prompts of one server, or of all."""
+
+    reply: ReplyTo
+    server_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GetPrompt:
+    """Asks for a prompt, filled in with `arguments`; `timeout_ms` is in milliseconds."""
+
+    reply: ReplyTo
+    server_id: str
+    name: str
+    arguments: Mapping[str, str] = field(repr=False)
+    timeout_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Asks how an argument may go on; `ref`, `argument` and `context` are as MCP has them."""
+
+    reply: ReplyTo
+    server_id: str
+    ref: Mapping[str, Any]
+    argument: Mapping[str, str] = field(repr=False)
+    context: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class InputResponse:
+    """Answers an `InputRequest`; the id, where it has one, is that of the call which caused it."""
+
+    request_id: str
+    action: Literal["accept", "decline", "cancel"]
+    content: Mapping[str, Any] | None = field(default=None, repr=False)
+    reply: ReplyTo | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Ends the open call that has the same id; the call itself is then answered ``cancelled``."""
 
@@ -100,11 +158,15 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """What a subscriber wants of a channel: these types, these servers, this level and above; None is all."""
+    """What a subscriber wants of a channel: these types, these servers, this level and above; None is all.
+
+    `resources` are servers with the uris of those of their resources whose changes are wanted.
+    """
 
     types: frozenset[str] | None = None
     servers: frozenset[str] | None = None
     min_level: str | None = None
+    resources: frozenset[tuple[str, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +206,21 @@ class Resume:
     reply: ReplyTo | None = None
 
 
+ServerRequest = ToolCall | ListResources | ReadResource | ListPrompts | GetPrompt | Complete
+"""What is asked of servers: each runs beside the others, can be cancelled, and has one end."""
+
 ClientFrame = (
-    Ping | Auth | StatusRequest | ListTools | ToolCall | Cancel | Subscribe | Unsubscribe | Publish | Resume
+    Ping
+    | Auth
+    | StatusRequest
+    | ListTools
+    | ServerRequest
+    | InputResponse
+    | Cancel
+    | Subscribe
+    | Unsubscribe
+    | Publish
+    | Resume
 )
 
 CLIENT_TYPES = (
@@ -154,6 +229,12 @@ CLIENT_TYPES = (
     "status",
     "list_tools",
     "tool_call",
+    "list_resources",
+    "read_resource",
+    "list_prompts",
+    "get_prompt",
+    "complete",
+    "input_response",
     "cancel",
     "subscribe",
     "unsubscribe",
@@ -216,9 +297,25 @@ def decode(envelope: Envelope) -> ClientFrame:
             return Publish(data["channel"], data["payload"], reply)
         case "resume":
             return Resume(data["session"], tuple(data["pending"]), _since(data), reply)
+        case "input_response":
+            return InputResponse(data["requestId"], data["action"], data.get("content"), reply)
     assert reply is not None, "the schemas of calls and cancels require an id"  # noqa: S101
-    if kind == "cancel":
-        return Cancel(reply)
+    return Cancel(reply) if kind == "cancel" else _server_request(kind, reply, data)
+
+
+def _server_request(kind: str, reply: ReplyTo, data: Mapping[str, Any]) -> ServerRequest:
+    match kind:
+        case "list_resources":
+            return ListResources(reply, data.get("serverId"))
+        case "read_resource":
+            return ReadResource(reply, data["serverId"], data["uri"], data.get("timeoutMs"))
+        case "list_prompts":
+            return ListPrompts(reply, data.get("serverId"))
+        case "get_prompt":
+            arguments = data.get("arguments", {})
+            return GetPrompt(reply, data["serverId"], data["name"], arguments, data.get("timeoutMs"))
+        case "complete":
+            return Complete(reply, data["serverId"], data["ref"], data["argument"], data.get("context"))
     return ToolCall(
         reply=reply,
         server_id=data["serverId"],
@@ -255,6 +352,9 @@ def _filter(data: Mapping[str, Any]) -> EventFilter:
         types=frozenset(data["types"]) if "types" in data else None,
         servers=frozenset(data["servers"]) if "servers" in data else None,
         min_level=data.get("minLevel"),
+        resources=frozenset((one["serverId"], one["uri"]) for one in data["resources"])
+        if "resources" in data
+        else None,
     )
 
 

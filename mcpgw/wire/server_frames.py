@@ -178,15 +178,117 @@ class ToolResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Error:
-    """A request that cannot be answered otherwise; with the id of the request where it had one."""
+class Resources:
+    """The answer to `ListResources`: MCP's own JSON of each, with the id of its server."""
 
-    type: ClassVar[str] = "error"
-    error: GatewayError
+    type: ClassVar[str] = "resources"
+    resources: tuple[Mapping[str, Any], ...]
+    templates: tuple[Mapping[str, Any], ...]
 
     def data(self) -> dict[str, Any]:
         """The members of the frame's ``data``."""
-        return self.error.to_data()
+        return {"resources": list(self.resources), "resourceTemplates": list(self.templates)}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The answer to `ListPrompts`: MCP's own JSON of each, with the id of its server."""
+
+    type: ClassVar[str] = "prompts"
+    prompts: tuple[Mapping[str, Any], ...]
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        return {"prompts": list(self.prompts)}
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """The answer to `ReadResource`; `result` is MCP's ``ReadResourceResult`` as its server sent it."""
+
+    type: ClassVar[str] = "resource"
+    server_id: str
+    uri: str
+    result: Mapping[str, Any]
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        return {"serverId": self.server_id, "uri": self.uri} | _of_result(self.result, "contents")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The answer to `GetPrompt`; `result` is MCP's ``GetPromptResult`` as its server sent it."""
+
+    type: ClassVar[str] = "prompt"
+    server_id: str
+    name: str
+    result: Mapping[str, Any]
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        result = _of_result(self.result, "description", "messages")
+        return {"serverId": self.server_id, "name": self.name} | result
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to `Complete`; `result` is MCP's ``CompleteResult`` as its server sent it."""
+
+    type: ClassVar[str] = "completion"
+    server_id: str
+    result: Mapping[str, Any]
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        found = self.result.get("completion")
+        members = _of_result(found, "values", "total", "hasMore") if isinstance(found, Mapping) else {}
+        return {"serverId": self.server_id, "values": []} | members
+
+
+def _of_result(result: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """These members of a result of MCP, and its ``_meta`` as `ToolResponse` has it."""
+    data = {name: result[name] for name in names if result.get(name) is not None}
+    return data | ({"meta": result["_meta"]} if result.get("_meta") else {})
+
+
+@dataclass(frozen=True, slots=True)
+class InputRequest:
+    """Asks the client for something that a call needs; answered by an ``input_response``.
+
+    With the id of the call that caused it; an approval of somebody else's call has none. `members` are what
+    the kind has beside: the ``schema`` of an elicitation, the ``params`` of a sampling, of an approval what
+    is to be approved. `expires_at` is in milliseconds since the epoch.
+    """
+
+    type: ClassVar[str] = "input_request"
+    request_id: str
+    kind: str
+    message: str
+    members: Mapping[str, Any]
+    expires_at: int | None = None
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        data = {"requestId": self.request_id, "kind": self.kind, "message": self.message, **self.members}
+        return data if self.expires_at is None else data | {"expiresAt": self.expires_at}
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """A request that cannot be answered otherwise; with the id of the request where it had one.
+
+    Where an ``input_response`` is refused, `request_id` is its own: the id is that of a call which goes on.
+    """
+
+    type: ClassVar[str] = "error"
+    error: GatewayError
+    request_id: str | None = None
+
+    def data(self) -> dict[str, Any]:
+        """The members of the frame's ``data``."""
+        data = self.error.to_data()
+        return data if self.request_id is None else data | {"requestId": self.request_id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,17 +357,26 @@ class Lagged:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Told while a call waits for its turn at a busy server."""
+    """Told while a call waits: for its turn at a busy server, or until somebody approves it.
+
+    `retry_after_ms` is how long the wait may be. `approval` is the id of what is asked for, and `expires_at`
+    (milliseconds since the epoch) when nobody is waited for any longer.
+    """
 
     type: ClassVar[str] = "queued"
     position: int
     retry_after_ms: int | None = None
+    approval: str | None = None
+    expires_at: int | None = None
 
     def data(self) -> dict[str, Any]:
-        """The members of the frame's ``data``; `retry_after_ms` is how long the wait may be."""
-        if self.retry_after_ms is None:
-            return {"position": self.position}
-        return {"position": self.position, "retryAfterMs": self.retry_after_ms}
+        """The members of the frame's ``data``."""
+        data: dict[str, Any] = {"position": self.position}
+        if self.retry_after_ms is not None:
+            data["retryAfterMs"] = self.retry_after_ms
+        if self.approval is not None:
+            data |= {"reason": "approval", "requestId": self.approval, "expiresAt": self.expires_at}
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +404,12 @@ ServerFrame = (
     | ToolProgress
     | ToolLog
     | ToolResponse
+    | Resources
+    | Resource
+    | Prompts
+    | Prompt
+    | Completion
+    | InputRequest
     | Error
     | Subscribed
     | Unsubscribed

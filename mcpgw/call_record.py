@@ -1,0 +1,200 @@
+"""One call in the eyes of others: its events, its line in the audit log and in the log, its error counted.
+
+Every way in (WebSocket, REST, MCP) tells the same of a call, by the same words. The numbers of calls and the
+trace are the gateway's own.
+
+    record = records.begin(actor, call_id="call-1", server="memory", tool="memory_search", arguments={})
+    record.started()
+    record.answered(is_error=False, result=[])     # or record.failed("timeout"); what comes later is nothing
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mcpgw.audit import Actor, Audit
+from mcpgw.bus import Bus
+from mcpgw.errors import Cancelled, GatewayError, InternalError
+from mcpgw.logs import log_event
+from mcpgw.metrics import Metrics
+
+_LONGEST_SHOWN = 2048
+_PROGRESS_PAUSE = 0.2
+"""Seconds between two events of a call's progress; its caller gets each one."""
+_LOGGER = logging.getLogger("mcpgw.calls")
+OK: Final = "ok"
+TOOL_ERROR: Final = "tool_error"
+NOT_SHOWN: Final = object()
+"""In the place of a result that no event is to hold."""
+
+
+def outcome_of(error: BaseException) -> str:
+    """The code by which a call that ended with `error` is known."""
+    if isinstance(error, GatewayError):
+        return error.code
+    return InternalError.code if isinstance(error, Exception) else Cancelled.code
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecords:
+    """Where calls are recorded."""
+
+    bus: Bus
+    audit: Audit
+    metrics: Metrics
+
+    def begin(
+        self,
+        actor: Actor,
+        *,
+        call_id: str,
+        server: str,
+        tool: str,
+        arguments: Mapping[str, Any],
+        logger: logging.Logger = _LOGGER,
+    ) -> "CallRecord":
+        """The record of a call that begins now."""
+        return CallRecord(self, actor, call_id, server, tool, arguments, logger)
+
+
+class CallRecord:
+    """Tells that a call was sent, how far it is, and once how it ended.
+
+    `actor` is who calls; another one of the same user where the call goes on for another connection.
+    """
+
+    __slots__ = (
+        "_began",
+        "_call_id",
+        "_has_ended",
+        "_logger",
+        "_records",
+        "_server",
+        "_told_at",
+        "_tool",
+        "actor",
+        "arguments",
+    )
+
+    def __init__(  # noqa: PLR0917 - made by `CallRecords.begin` alone
+        self,
+        records: CallRecords,
+        actor: Actor,
+        call_id: str,
+        server: str,
+        tool: str,
+        arguments: Mapping[str, Any],
+        logger: logging.Logger,
+    ) -> None:
+        self._records = records
+        self.actor = actor
+        self._call_id = call_id
+        self._server = server
+        self._tool = tool
+        self.arguments = arguments
+        self._logger = logger
+        self._began = time.monotonic()
+        self._told_at = 0.0
+        self._has_ended = False
+
+    @property
+    def duration_ms(self) -> int:
+        """How long it takes so far, in milliseconds."""
+        return round((time.monotonic() - self._began) * 1000)
+
+    def started(self) -> None:
+        """It is sent to its server."""
+        data = self._data()
+        shown = {"arguments": self.arguments} if is_short(self.arguments) else {}
+        self._publish("call.started", data | shown, data)
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        """How far it is; not every time, where it comes often."""
+        now = time.monotonic()
+        if now - self._told_at < _PROGRESS_PAUSE:
+            return
+        self._told_at = now
+        numbers = self._data() | {"progress": _whole(progress)}
+        if total is not None:
+            numbers["total"] = _whole(total)
+        # The words of a progress may hold parts of the result.
+        words = {} if message is None else {"message": message}
+        self._publish("call.progress", numbers | words, numbers)
+
+    def answered(self, *, is_error: bool, result: Any = NOT_SHOWN) -> None:
+        """Its tool has answered; `is_error` where the tool itself says that it failed."""
+        if self._ends():
+            data = self._data() | {"durationMs": self.duration_ms, "success": not is_error}
+            shown = {} if result is NOT_SHOWN or not is_short(result) else {"result": result}
+            self._publish("call.finished", data | shown, data)
+            self._write(TOOL_ERROR if is_error else OK)
+
+    def failed(self, code: str) -> None:
+        """It ended with the error of that code, ``cancelled`` among them; see `outcome_of`."""
+        if self._ends():
+            data = self._data() | {"durationMs": self.duration_ms}
+            if code == Cancelled.code:
+                self._publish("call.cancelled", data, None)
+            else:
+                self._publish("call.failed", data | {"code": code}, None)
+            self._records.metrics.error_sent(code)
+            self._write(code)
+
+    def _ends(self) -> bool:
+        has_ended, self._has_ended = self._has_ended, True
+        return not has_ended
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "callId": self._call_id,
+            "user": self.actor.user or "",
+            "serverId": self._server,
+            "toolName": self._tool,
+        }
+
+    def _publish(self, type_name: str, data: dict[str, Any], masked: dict[str, Any] | None) -> None:
+        self._records.bus.publish(type_name, data, owner=self.actor.user, masked=masked)
+
+    def _write(self, outcome: str) -> None:
+        seconds = time.monotonic() - self._began
+        self._records.audit.call(
+            self.actor,
+            server=self._server,
+            tool=self._tool,
+            call_id=self._call_id,
+            outcome=outcome,
+            seconds=seconds,
+            arguments=self.arguments,
+        )
+        log_event(
+            self._logger,
+            logging.INFO,
+            "call",
+            client=self.actor.client,
+            user=self.actor.user,
+            server=self._server,
+            tool=self._tool,
+            outcome=outcome,
+            ms=round(seconds * 1000, 1),
+        )
+
+
+def is_short(value: Any) -> bool:
+    """Whether a value may stand in an event: the log of events must not hold what is large."""
+    budget = [_LONGEST_SHOWN]
+
+    def spend(part: Any) -> bool:
+        budget[0] -= len(part) + 8 if isinstance(part, str) else 16
+        if budget[0] < 0:
+            return False
+        if isinstance(part, dict):
+            return all(spend(name) and spend(inner) for name, inner in part.items())
+        return all(map(spend, part)) if isinstance(part, list) else True
+
+    return spend(value)
+
+
+def _whole(number: float) -> float:
+    return int(number) if isinstance(number, float) and number.is_integer() else number
