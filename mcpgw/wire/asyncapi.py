@@ -22,16 +22,35 @@ ANSWERS: Final[Mapping[str, tuple[str, ...]]] = {
     "auth": ("status", "error"),
     "status": ("status",),
     "list_tools": ("tools", "error"),
-    "tool_call": ("queued", "tool_progress", "tool_log", "tool_response", "error"),
+    "tool_call": ("queued", "tool_progress", "tool_log", "input_request", "tool_response", "error"),
+    "list_resources": ("queued", "resources", "error"),
+    "read_resource": ("queued", "tool_log", "input_request", "resource", "error"),
+    "list_prompts": ("queued", "prompts", "error"),
+    "get_prompt": ("queued", "tool_log", "input_request", "prompt", "error"),
+    "complete": ("queued", "tool_log", "completion", "error"),
+    "input_response": ("error",),
     "cancel": ("error",),
     "subscribe": ("subscribed", "error"),
     "unsubscribe": ("unsubscribed", "error"),
     "publish": ("published", "error"),
-    "resume": ("status", "subscribed", "tool_response", "error"),
+    "resume": (
+        "status",
+        "subscribed",
+        "input_request",
+        "tool_response",
+        "resources",
+        "resource",
+        "prompts",
+        "prompt",
+        "completion",
+        "error",
+    ),
 }
-"""What a client's frame may be answered with. A cancel is answered only where no such call is open."""
+"""What a client's frame may be answered with. A cancel is answered only where no such call is open, an
+input_response only where it is refused.
+"""
 
-PUSHED: Final = ("status", "error", "lagged", "disconnect")
+PUSHED: Final = ("status", "error", "lagged", "input_request", "disconnect")
 """What the gateway sends without being asked, beside events."""
 
 SOCKETS: Final[Mapping[str, tuple[str, str]]] = {

@@ -36,7 +36,8 @@ CHANNEL_TEXTS: Final[Mapping[str, ChannelText]] = {
     "calls": ChannelText(
         "calls",
         "Tool calls, as they begin, go on and end.",
-        "`events:read` for one's own calls; `calls:read` for those of all, other users' without arguments "
+        "`events:read` for one's own calls; `calls:approve` for what waits for an approval; `calls:read` for "
+        "those of all, other users' without arguments "
         "and results",
     ),
     "user:": ChannelText(

@@ -44,7 +44,8 @@ class EventType:
     """One type of event.
 
     `data` are the members of its data with a JSON Schema each; those in `optional` may be missing. `key`
-    names the member whose newest event alone counts; empty for a stream. `admin_only` hides it from others.
+    names the member whose newest event alone counts; empty for a stream. `admin_only` hides it from others;
+    one that is `for_approvers` is seen whole by those who may approve calls.
     """
 
     name: str
@@ -54,6 +55,7 @@ class EventType:
     optional: frozenset[str] = frozenset()
     key: str = ""
     admin_only: bool = False
+    for_approvers: bool = False
 
     @property
     def kind(self) -> Literal["state", "stream"]:
@@ -76,6 +78,12 @@ _NUMBER: Final[Mapping[str, Any]] = {"type": "number"}
 _WHOLE: Final[Mapping[str, Any]] = {"type": "integer"}
 _LEVEL: Final[Mapping[str, Any]] = {"enum": list(LEVELS)}
 _ANY: Final[Mapping[str, Any]] = {}
+_TEXTS: Final[Mapping[str, Any]] = {"type": "array", "items": _TEXT}
+_DIFFERENCE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "properties": {"added": _TEXTS, "changed": _TEXTS, "removed": _TEXTS},
+    "additionalProperties": False,
+}
 
 
 def _server(name: str, help_text: str, *, state: bool = True, **data: Mapping[str, Any]) -> EventType:
@@ -89,6 +97,15 @@ def _server(name: str, help_text: str, *, state: bool = True, **data: Mapping[st
 def _call(name: str, help_text: str, optional: tuple[str, ...] = (), **data: Mapping[str, Any]) -> EventType:
     common = {"callId": _TEXT, "user": _TEXT, "serverId": _TEXT, "toolName": _TEXT}
     return EventType(f"call.{name}", "calls", help_text, common | data, frozenset(optional))
+
+
+def _approval(
+    name: str, help_text: str, optional: tuple[str, ...] = (), **data: Mapping[str, Any]
+) -> EventType:
+    common = {"requestId": _TEXT, "user": _TEXT, "serverId": _TEXT, "toolName": _TEXT}
+    return EventType(
+        f"call.{name}", "calls", help_text, common | data, frozenset(optional), for_approvers=True
+    )
 
 
 _TABLE: Final = (
@@ -107,12 +124,14 @@ _TABLE: Final = (
         nextTryAt=_WHOLE,
         failures=_WHOLE,
     ),
-    _server("error", "A server did what is no MCP.", state=False, reason=_TEXT),
+    _server("error", "A server has failed, or did what is no MCP.", state=False, reason=_TEXT),
     EventType(
         "server.status_update",
         "servers",
-        "The state of a server, whatever it is.",
-        {"serverId": _TEXT, "state": _TEXT},
+        "A server is in a state that has no event of its own (`idle`, `degraded`, `failed`), or is `ready` "
+        "again without having ended.",
+        {"serverId": _TEXT, "state": _TEXT, "reason": _TEXT},
+        frozenset({"reason"}),
         key="serverId",
     ),
     _server("log", "A line of a server's stderr.", state=False, level=_LEVEL, line=_TEXT),
@@ -151,13 +170,24 @@ _TABLE: Final = (
             ("error", "A catalog could not be read.", frozenset[str]()),
         )
     ),
-    EventType("config.updated", "config", "The configuration has changed.", {"source": _TEXT}),
-    EventType("config.applied", "config", "The new configuration is in force.", {"source": _TEXT}),
+    EventType(
+        "config.updated",
+        "config",
+        "Servers were added, changed, switched or removed while the gateway ran.",
+        {"source": _TEXT, "servers": _DIFFERENCE},
+    ),
+    EventType(
+        "config.applied",
+        "config",
+        "The configuration is in force: at the `start`, or anew from its `file` or by `rest`.",
+        {"source": _TEXT, "servers": _DIFFERENCE, "settings": _TEXTS, "needsRestart": _TEXTS},
+        frozenset({"servers", "settings", "needsRestart"}),
+    ),
     EventType(
         "config.error",
         "config",
         "The new configuration has faults; the old one is in force.",
-        {"faults": _ANY},
+        {"faults": _TEXTS},
     ),
     EventType("system.alert", "system", "A word of an operator to all.", {"level": _LEVEL, "message": _TEXT}),
     EventType(
@@ -193,6 +223,23 @@ _TABLE: Final = (
     ),
     _call("failed", "A call ended with an error.", (), code=_TEXT, durationMs=_WHOLE),
     _call("cancelled", "A call was cancelled.", (), durationMs=_WHOLE),
+    _approval(
+        "approval_requested",
+        "A call waits until somebody approves it.",
+        ("arguments", "hidden"),
+        arguments=_ANY,
+        hidden=_TEXTS,
+        argumentsHash=_TEXT,
+        expiresAt=_WHOLE,
+    ),
+    _approval("approved", "A call that waited was approved, and is sent.", by=_TEXT),
+    _approval(
+        "declined",
+        "A call that waited is not sent: it was `declined`, has `expired`, or was `withdrawn`.",
+        ("by",),
+        reason=_TEXT,
+        by=_TEXT,
+    ),
     EventType(
         "user.connected", "user:", "A user has opened a connection.", {"clientId": _TEXT, "kind": _TEXT}
     ),

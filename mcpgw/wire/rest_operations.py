@@ -1,0 +1,417 @@
+"""The operations of REST as one table: what can be asked for, by whom, with what, and what is answered.
+
+The OpenAPI document is made from it. Bodies and answers are definitions of ``schemas/rest-bodies.json`` and
+``schemas/rest-answers.json``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Method = Literal["get", "post", "patch", "delete", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a path, a query or a header."""
+
+    name: str
+    help: str
+    schema: Mapping[str, Any]
+    place: Literal["path", "query", "header"] = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    `scope` is what the token must allow, ``""`` where any token will do, None where none is needed. `status`
+    and `answer` are those of success; without an answer there is no body, or one of the kind that `media`
+    names. `errors` are the statuses of refusals beside those that every operation of its kind has.
+    """
+
+    method: Method
+    path: str
+    name: str
+    tag: str
+    summary: str
+    scope: str | None
+    answer: str = ""
+    status: int = 200
+    body: str = ""
+    needs_body: bool = True
+    errors: tuple[int, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    media: str = "application/json"
+    help: str = ""
+
+
+def _text(longest: int) -> dict[str, Any]:
+    return {"type": "string", "minLength": 1, "maxLength": longest}
+
+
+PATH_PARAMETERS: Final[Mapping[str, Parameter]] = {
+    parameter.name: parameter
+    for parameter in (
+        Parameter("server", "The name of a server.", _text(64), "path"),
+        Parameter("tool", "The name of one of its tools.", _text(256), "path"),
+        Parameter("catalog", "The id of a catalog.", _text(64), "path"),
+        Parameter("entry", "The name of one of its entries.", _text(256), "path"),
+        Parameter("user", "The name of a user.", _text(256), "path"),
+        Parameter("approval", "The id of what is to be approved.", _text(64), "path"),
+    )
+}
+"""What stands in braces in the paths."""
+
+_WORDS = Parameter("q", "Words that an entry has to hold.", {"type": "string"})
+_LIMIT = Parameter("limit", "Most entries of an answer.", {"type": "integer", "minimum": 0, "maximum": 500})
+_OFFSET = Parameter(
+    "offset", "Entries to pass over.", {"type": "integer", "minimum": 0, "maximum": 1_000_000_000}
+)
+_IF_MATCH = Parameter(
+    "If-Match",
+    "The ETag of the definition that is to be changed, in its quotes; 412 where it is another by now.",
+    {"type": "string", "pattern": '^"[^"]*"$'},
+    "header",
+)
+_IF_NONE_MATCH = Parameter(
+    "If-None-Match", "The ETag of what is there already; 304 where it is the same.", _text(128), "header"
+)
+_CHANNELS = Parameter("channels", "Names of channels, parted by commas.", {"type": "string"})
+_SINCE = Parameter("lastEventId", "As the header Last-Event-ID.", {"type": "string"})
+
+_READ, _WRITE, _ADMIN, _CALL, _SPEAK = (
+    "servers:read",
+    "servers:write",
+    "admin",
+    "tools:call",
+    "events:publish",
+)
+_CHANGES_SERVER = "servers:write; what decides which program runs, or where requests go, wants admin."
+_STREAM = "text/event-stream"
+
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    Operation(
+        "get", "/api/v1/servers", "listServers", "servers", "List servers and states", _READ, "servers"
+    ),
+    Operation(
+        "post",
+        "/api/v1/servers",
+        "addServer",
+        "servers",
+        "Add a server and begin to start it",
+        _WRITE,
+        "server",
+        status=201,
+        body="server_add",
+        errors=(409,),
+        help=_CHANGES_SERVER,
+    ),
+    Operation("get", "/api/v1/servers/{server}", "getServer", "servers", "One server", _READ, "server"),
+    Operation(
+        "patch",
+        "/api/v1/servers/{server}",
+        "changeServer",
+        "servers",
+        "Change the definition of a server",
+        _WRITE,
+        "server",
+        body="server_change",
+        errors=(409, 412),
+        parameters=(_IF_MATCH,),
+        help=f"A JSON Merge Patch (RFC 7396). Scope: {_CHANGES_SERVER}",
+    ),
+    Operation(
+        "delete",
+        "/api/v1/servers/{server}",
+        "removeServer",
+        "servers",
+        "Remove a server",
+        _WRITE,
+        status=204,
+        errors=(409, 412),
+        parameters=(_IF_MATCH,),
+        help=_CHANGES_SERVER,
+    ),
+    *(
+        Operation(
+            "post",
+            f"/api/v1/servers/{{server}}/{action}",
+            f"{action}Server",
+            "servers",
+            f"{action.capitalize()} a server",
+            _WRITE,
+            "server",
+            errors=(409,),
+        )
+        for action in ("start", "stop", "restart", "enable", "disable")
+    ),
+    Operation(
+        "get",
+        "/api/v1/servers/{server}/tools",
+        "listTools",
+        "servers",
+        "Tools of a server that the caller may call",
+        _CALL,
+        "tools",
+        errors=(503,),
+    ),
+    Operation(
+        "get",
+        "/api/v1/servers/{server}/resources",
+        "listResources",
+        "servers",
+        "Resources of a server, and templates",
+        _CALL,
+        "resources",
+        errors=(502, 503, 504),
+    ),
+    Operation(
+        "get",
+        "/api/v1/servers/{server}/prompts",
+        "listPrompts",
+        "servers",
+        "Prompts of a server",
+        _CALL,
+        "prompts",
+        errors=(502, 503, 504),
+    ),
+    Operation(
+        "get",
+        "/api/v1/servers/{server}/logs",
+        "getServerLog",
+        "servers",
+        "Last lines of a server's stderr",
+        _WRITE,
+        "lines",
+    ),
+    Operation(
+        "post",
+        "/api/v1/servers/{server}/tools/{tool}",
+        "callTool",
+        "tools",
+        "Call a tool",
+        _CALL,
+        "tool_response",
+        body="tool_call",
+        needs_body=False,
+        errors=(429, 502, 503, 504),
+        help="Any tool by its name; each tool that is there now is an operation of its own as well. With "
+        "`Accept: text/event-stream` the frames of the WebSocket are streamed. A closed connection cancels "
+        "the call.",
+    ),
+    Operation(
+        "get",
+        "/api/v1/catalogs",
+        "listCatalogs",
+        "catalogs",
+        "List catalogs, and search in all of them",
+        _READ,
+        "catalogs",
+        parameters=(_WORDS, _LIMIT, _OFFSET),
+    ),
+    Operation(
+        "post",
+        "/api/v1/catalogs",
+        "importCatalog",
+        "catalogs",
+        "Import a catalog",
+        _ADMIN,
+        "catalog",
+        status=201,
+        body="catalog_import",
+        errors=(409,),
+    ),
+    Operation(
+        "get",
+        "/api/v1/catalogs/{catalog}",
+        "getCatalog",
+        "catalogs",
+        "One catalog and its entries",
+        _READ,
+        "catalog_page",
+        parameters=(_WORDS, _LIMIT, _OFFSET),
+    ),
+    Operation(
+        "delete",
+        "/api/v1/catalogs/{catalog}",
+        "removeCatalog",
+        "catalogs",
+        "Remove a catalog; its servers stay",
+        _ADMIN,
+        status=204,
+    ),
+    Operation(
+        "post",
+        "/api/v1/catalogs/{catalog}/sync",
+        "syncCatalog",
+        "catalogs",
+        "Read a catalog again",
+        _ADMIN,
+        "catalog_synced",
+        body="catalog_sync",
+        needs_body=False,
+        errors=(409,),
+    ),
+    Operation(
+        "get",
+        "/api/v1/catalogs/{catalog}/entries/{entry}",
+        "getCatalogEntry",
+        "catalogs",
+        "What an entry of a catalog needs",
+        _READ,
+        "catalog_entry_needs",
+    ),
+    Operation(
+        "post",
+        "/api/v1/catalogs/{catalog}/entries/{entry}/install",
+        "installCatalogEntry",
+        "catalogs",
+        "Make a server of an entry",
+        _ADMIN,
+        "installed",
+        status=201,
+        body="catalog_install",
+        needs_body=False,
+        errors=(409,),
+    ),
+    Operation(
+        "get",
+        "/api/v1/approvals",
+        "listApprovals",
+        "approvals",
+        "The calls that wait until the caller approves them",
+        "calls:approve",
+        "approvals",
+    ),
+    Operation(
+        "post",
+        "/api/v1/approvals/{approval}",
+        "decideApproval",
+        "approvals",
+        "Approve a call that waits, or do not",
+        "calls:approve",
+        "approval_decided",
+        body="approval_decision",
+        help="Once; nobody decides on a call of their own, unless `calls.approve_own` is set.",
+    ),
+    Operation("get", "/api/v1/gateway", "getGateway", "gateway", "State of the gateway", _READ, "gateway"),
+    Operation(
+        "get", "/api/v1/gateway/stats", "getStatistics", "gateway", "What goes on", _ADMIN, "statistics"
+    ),
+    Operation("get", "/api/v1/config", "getConfig", "config", "The configuration in force", _ADMIN, "config"),
+    Operation(
+        "patch",
+        "/api/v1/config",
+        "changeConfig",
+        "config",
+        "Change settings",
+        _ADMIN,
+        "config",
+        body="config_change",
+        errors=(409,),
+    ),
+    Operation(
+        "post",
+        "/api/v1/config/reload",
+        "reloadConfig",
+        "config",
+        "Read the configuration again",
+        _ADMIN,
+        "config",
+        errors=(409,),
+    ),
+    Operation(
+        "post",
+        "/api/v1/system/alerts",
+        "publishAlert",
+        "events",
+        "Tell all users (system.alert)",
+        _SPEAK,
+        "published",
+        status=202,
+        body="alert",
+    ),
+    Operation(
+        "post",
+        "/api/v1/system/maintenance",
+        "publishMaintenance",
+        "events",
+        "Announce maintenance (system.maintenance)",
+        _SPEAK,
+        "published",
+        status=202,
+        body="maintenance",
+    ),
+    Operation(
+        "post",
+        "/api/v1/users/{user}/notifications",
+        "notifyUser",
+        "events",
+        "Tell one user (user.notification)",
+        _SPEAK,
+        "published",
+        status=202,
+        body="alert",
+    ),
+    Operation(
+        "get",
+        "/api/v1/events",
+        "streamEvents",
+        "events",
+        "Events as Server-Sent Events",
+        None,
+        errors=(503,),
+        parameters=(_CHANNELS, _SINCE),
+        media=_STREAM,
+        help="Without credentials `connected` and `heartbeat` alone. Events are in the AsyncAPI document.",
+    ),
+    Operation(
+        "get",
+        "/api/v1/sse",
+        "streamProtectedEvents",
+        "events",
+        "The same for those alone who prove who they are",
+        "",
+        errors=(503,),
+        parameters=(_CHANNELS, _SINCE),
+        media=_STREAM,
+    ),
+    Operation(
+        "get",
+        "/api/v1/openapi.json",
+        "getOpenApi",
+        "documents",
+        "This document, with the tools that the caller may call",
+        "",
+        "document",
+        parameters=(_IF_NONE_MATCH,),
+    ),
+    Operation(
+        "get",
+        "/api/v1/asyncapi.json",
+        "getAsyncApi",
+        "documents",
+        "The sockets and streams as AsyncAPI 3.0",
+        "",
+        "document",
+    ),
+    Operation("get", "/healthz", "getHealth", "system", "Whether the process serves", None, "health"),
+    Operation("head", "/healthz", "headHealth", "system", "The same without its body", None),
+    Operation(
+        "get", "/readyz", "getReadiness", "system", "Whether new work may be sent here", None, "readiness"
+    ),
+    Operation("head", "/readyz", "headReadiness", "system", "The same without its body", None),
+    Operation(
+        "get",
+        "/metrics",
+        "getMetrics",
+        "system",
+        "The numbers, for Prometheus",
+        _ADMIN,
+        media="text/plain",
+        help="On the same machine without a token.",
+    ),
+    Operation("head", "/metrics", "headMetrics", "system", "The same without its body", _ADMIN),
+)
+"""Every operation but those of single tools."""
