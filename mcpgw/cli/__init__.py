@@ -5,12 +5,18 @@ from typing import Any
 import click
 
 from mcpgw import __version__
+from mcpgw.cli.approvals import approvals
 from mcpgw.cli.call import call
+from mcpgw.cli.catalog import catalog
 from mcpgw.cli.configuration import check, init
+from mcpgw.cli.connect import connect
 from mcpgw.cli.exit_codes import ExitCode
-from mcpgw.cli.listings import events, servers, tools
+from mcpgw.cli.listings import events, tools
 from mcpgw.cli.output import ends_with
+from mcpgw.cli.running_config import config
 from mcpgw.cli.serve import serve
+from mcpgw.cli.servers import servers
+from mcpgw.cli.stdio import stdio
 from mcpgw.cli.token import token
 
 
@@ -50,5 +56,10 @@ def show_help(context: click.Context, names: tuple[str, ...]) -> None:
     click.echo(shown.get_help())
 
 
-for _command in (serve, check, init, token, servers, tools, call, events, show_help):
+_COMMANDS = (
+    *(serve, check, init, token),
+    *(servers, catalog, config, tools, events, call, approvals),
+    *(connect, stdio, show_help),
+)
+for _command in _COMMANDS:
     main.add_command(_command)

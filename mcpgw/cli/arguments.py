@@ -34,11 +34,16 @@ def read_arguments(given: Sequence[str]) -> dict[str, Any]:
             )
         if name in arguments:
             raise UsageFault(f"the argument {name!r} is given twice")
-        try:
-            arguments[name] = strict_json.loads(value)
-        except ParseError:
-            arguments[name] = value
+        arguments[name] = given_value(value)
     return arguments
+
+
+def given_value(text: str) -> Any:
+    """`text` as JSON where it can be read as JSON, else as it is."""
+    try:
+        return strict_json.loads(text)
+    except ParseError:
+        return text
 
 
 def _stdin() -> str:

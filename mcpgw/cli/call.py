@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,7 +54,8 @@ def call(
     """Call TOOL of SERVER and print its result.
 
     ARGUMENTS are one JSON object, or - to read it from stdin, or name=value pairs (a value is JSON where it
-    can be read as JSON, else text). Progress and log lines go to stderr. Ctrl-C cancels the call.
+    can be read as JSON, else text). Progress and log lines go to stderr, and so does what the call waits for.
+    What a server asks in mid-call is declined. Ctrl-C cancels the call.
 
     \b
       mcpgw call memory memory_search '{"project": "my-project"}'
@@ -62,7 +64,8 @@ def call(
     with faults_reported(as_json=as_json):
         params = read_arguments(arguments)
         found = connection.find("tools:call", "servers:read")  # the second to hear why a server is not ready
-        answer = asyncio.run(_call(found, server, tool, params, timeout, quiet=as_json))
+        display = ProgressDisplay(f"{server} {tool}", quiet=as_json, options=shlex.join(connection.words()))
+        answer = asyncio.run(_call(found, server, tool, params, seconds=timeout, display=display))
     if as_json:
         say_json(dict(answer.data))
     else:
@@ -78,20 +81,22 @@ async def _call(
     server: str,
     tool: str,
     params: dict[str, Any],
-    seconds: float | None,
     *,
-    quiet: bool,
+    seconds: float | None,
+    display: ProgressDisplay,
 ) -> "ToolAnswer":
     from mcpgw.client import Gateway  # noqa: PLC0415 - after --help
 
     async with Gateway(connection.url, connection.token, give_up_after=_PATIENCE_SECONDS) as gateway:
-        with ProgressDisplay(f"{server} {tool}", quiet=quiet) as display:
+        with display:
             return await gateway.call(
                 server,
                 tool,
                 params,
                 on_progress=display.progress,
                 on_log=display.log,
+                on_queued=display.queued,
+                on_input=display.declined,
                 timeout=seconds,
             )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from mcpgw.cli.output import NoGatewayFault, UsageFault
 from mcpgw.cli.program import program
@@ -41,8 +42,8 @@ class ConnectionOptions:
     data_dir: Path | None
     config_file: Path | None
 
-    def find(self, *scopes: str) -> Connection:
-        """The gateway that runs here or was named, with MCPGW_TOKEN or a short token of `scopes`.
+    def find(self, *scopes: str, token: str | None = None) -> Connection:
+        """The gateway that runs here or was named, with `token`, MCPGW_TOKEN or a short token of `scopes`.
 
         The token is made here where MCPGW_TOKEN is not set: with the key of the data folder, for a gateway of
         this machine alone, so that no other machine is ever handed what opens this one.
@@ -53,24 +54,46 @@ class ConnectionOptions:
             NoGatewayFault: no gateway runs on the data folder that was named.
             NotReachable: there is no key, and no gateway either.
         """
+        token = token or os.environ.get("MCPGW_TOKEN") or None
+        address = self.address()
+        if token is not None:
+            return _checked(Connection(address.base, token))
+        return Connection(address.base, _mint(self._config(), address, scopes))
+
+    def address(self) -> "GatewayAddress":
+        """The gateway that runs here or was named.
+
+        Raises:
+            ConfigError, UsageFault, NoGatewayFault: see `find`.
+        """
         from mcpgw.client import GatewayAddress  # noqa: PLC0415 - after --help
 
-        token = os.environ.get("MCPGW_TOKEN") or None
-        if self.url is not None:
-            try:
-                address = GatewayAddress.parse(self.url)
-            except ValueError as error:
-                raise UsageFault(str(error)) from None
-            if token is not None:
-                return _checked(Connection(address.base, token))
-            config = self._config()
-        else:
-            config = self._config()
+        if self.url is None:
             # Whoever names a folder means the gateway there, and none that happens to have the usual port.
-            address = GatewayAddress.parse(_running_url(config, on_folder=self.data_dir is not None))
-            if token is not None:
-                return _checked(Connection(address.base, token))
-        return Connection(address.base, _mint(config, address, scopes))
+            return GatewayAddress.parse(_running_url(self._config(), on_folder=self.data_dir is not None))
+        try:
+            return GatewayAddress.parse(self.url)
+        except ValueError as error:
+            raise UsageFault(str(error)) from None
+
+    def words(self) -> list[str]:
+        """The options that name the same gateway from any folder, and without this environment.
+
+        Raises:
+            ConfigError, UsageFault: see `find`.
+        """
+        if self.url is not None:
+            return ["--url", self.address().base]
+        config, words = self._config(), []
+        if config.file is not None:
+            words += ["--config", str(config.file.absolute())]
+        folder = config.data.dir.absolute()
+        is_said_by_file = config.file is not None and config.sources.get("data.dir", "").startswith(
+            f"{config.file}:"
+        )
+        if self.data_dir is not None or not (is_said_by_file or folder == _usual_data_dir()):
+            words += ["--data-dir", str(folder)]
+        return words
 
     def _config(self) -> "Config":
         from mcpgw.config import load_config  # noqa: PLC0415
@@ -90,6 +113,9 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_connection(
         *, url: str | None, data_dir: Path | None, config_file: Path | None, **given: Any
     ) -> None:
+        context = click.get_current_context()
+        if data_dir is not None and context.get_parameter_source("url") is ParameterSource.ENVIRONMENT:
+            url = None  # what is said on the command line goes over what the environment has
         command(connection=ConnectionOptions(url or None, data_dir, config_file), **given)
 
     decorated = config_option(data_dir_option(with_connection))
@@ -97,8 +123,16 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
         "--url",
         envvar="MCPGW_URL",
         metavar="URL",
-        help="The gateway (MCPGW_URL); the one that runs on the data folder where it is left out.",
+        help="The gateway (MCPGW_URL, unless --data-dir is given); the one that runs on the data folder "
+        "where it is left out.",
     )(decorated)
+
+
+def _usual_data_dir() -> Path:
+    """The data folder of a command that is started without the variables of this environment."""
+    from mcpgw.settings import default_data_dir  # noqa: PLC0415 - after --help
+
+    return default_data_dir({name: value for name, value in os.environ.items() if name == "HOME"})
 
 
 def _checked(connection: Connection) -> Connection:
@@ -133,7 +167,7 @@ def _running_url(config: "Config", *, on_folder: bool) -> str:
 
 def _mint(config: "Config", address: "GatewayAddress", scopes: tuple[str, ...]) -> str:
     """A token of five minutes with `scopes` and nothing more, signed with the key of the configuration."""
-    if not _is_here(address.host):
+    if not is_here(address.host):
         raise UsageFault(
             f"MCPGW_TOKEN is not set: the gateway {address.base} is not on this machine, and wants a token "
             f"from whoever runs it ({program()} token create --user NAME)"
@@ -162,7 +196,8 @@ def _require_answer(address: "GatewayAddress") -> None:
         raise NotReachable(address.base, error.strerror or str(error)) from None
 
 
-def _is_here(host: str) -> bool:
+def is_here(host: str) -> bool:
+    """Whether `host` is this machine, and no other whatever its names mean elsewhere."""
     if host == "localhost":
         return True
     try:

@@ -1,9 +1,8 @@
-"""``mcpgw servers``, ``mcpgw tools`` and ``mcpgw events``: what a gateway has, and what happens there."""
+"""``mcpgw tools`` and ``mcpgw events``: what a gateway has, and what happens there."""
 
 import asyncio
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,30 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcpgw.cli.connection import Connection, ConnectionOptions, connection_options
-from mcpgw.cli.output import faults_reported, json_option, one_line, say_json, stdout_is_terminal
+from mcpgw.cli.output import faults_reported, json_option, one_line, say_json
+from mcpgw.cli.tables import say_table
 
 if TYPE_CHECKING:
     from mcpgw.client import Event
-
-
-@click.command()
-@json_option
-@connection_options
-def servers(connection: ConnectionOptions, as_json: bool) -> None:
-    """Show the backend servers and their states."""
-    from mcpgw.client import list_servers  # noqa: PLC0415 - after --help
-
-    with faults_reported(as_json=as_json):
-        found = connection.find("servers:read")
-        listed = asyncio.run(list_servers(found.url, found.token))
-    if as_json:
-        say_json({"servers": listed})
-        return
-    rows = [
-        [server.get(name, "") for name in ("id", "state", "transport", "tools", "reason")]
-        for server in listed
-    ]
-    _say_table(["Server", "State", "Transport", "Tools", "Reason"], rows, "There are no servers.")
 
 
 @click.command()
@@ -57,7 +37,7 @@ def tools(connection: ConnectionOptions, server: str | None, as_json: bool) -> N
         ]
         for tool in listed
     ]
-    _say_table(["Server", "Tool", "Arguments", "Description"], rows, "There are no tools.")
+    say_table(["Server", "Tool", "Arguments", "Description"], rows, "There are no tools.")
 
 
 @click.command()
@@ -121,22 +101,3 @@ def _parameters(schema: Any) -> str:
     names = list(properties) if isinstance(properties, Mapping) else []
     needed = [name for name in names if isinstance(required, list) and name in required]
     return ", ".join([*needed, *(f"{name}?" for name in names if name not in needed)])
-
-
-def _say_table(head: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
-    """A table for a terminal; else lines of columns between tabs, for other programs."""
-    texts = [[one_line(str(cell)) for cell in row] for row in rows]
-    if not stdout_is_terminal():
-        click.echo("\n".join("\t".join(row) for row in [[name.lower() for name in head], *texts]))
-        return
-    if not texts:
-        click.echo(empty)
-        return
-    from rich.console import Console  # noqa: PLC0415 - only for a terminal
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(*head, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for row in texts:
-        table.add_row(*(Text(cell) for cell in row))  # Text: what servers say is no markup
-    Console(file=sys.stdout).print(table)

@@ -1,6 +1,7 @@
 """What commands print: text of others made harmless, and one place for every way a command can fail."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ def _report_client_error(error: Any, *, as_json: bool) -> None:
         code = ExitCode.NOT_REACHABLE
     elif isinstance(error, Refused):
         code = ExitCode.REFUSED
-    lines = [] if as_json else _detail_lines(error.details)
+    lines = [] if as_json else _detail_lines(error.details, message)
     if error.retry_after is not None:
         lines.append(f"try again in {error.retry_after:g} s")
     retry = None if error.retry_after is None else round(error.retry_after * 1000)
@@ -119,15 +120,29 @@ def _report_client_error(error: Any, *, as_json: bool) -> None:
     )
 
 
-def _detail_lines(details: Any) -> list[str]:
-    """A line for each ``{path, reason}`` of an ``invalid_params`` error, or one for a server's ``reason``."""
+def _detail_lines(details: Any, message: str) -> list[str]:
+    """A line for each ``{path, reason}`` of an ``invalid_params`` error and each fault of a configuration; or
+    one for a server's ``reason``, or for the way to a scope that is missing. What `message` says already is
+    not said again.
+    """
+    lines: list[str] = []
     if isinstance(details, dict):
-        return [one_line(f"  {details['reason']}")] if isinstance(details.get("reason"), str) else []
-    return [
-        one_line(f"  {detail.get('path', '')}: {detail['reason']}")
-        for detail in (details if isinstance(details, list) else [])
-        if isinstance(detail, dict) and "reason" in detail
-    ]
+        if isinstance(details.get("reason"), str):
+            lines.append(details["reason"])
+        if isinstance(details.get("missingScope"), str):
+            scope = details["missingScope"]
+            lines.append(f"a token with it, on the gateway's machine: {_token_command(scope)}")
+    for detail in details if isinstance(details, list) else []:
+        if isinstance(detail, str):
+            lines.append(detail)
+        elif isinstance(detail, dict) and "reason" in detail:
+            is_said = len(details) == 1 and str(detail["reason"]) in message
+            lines += [] if is_said else [f"{detail.get('path', '')}: {detail['reason']}"]
+    return [one_line(f"  {line}") for line in lines]
+
+
+def _token_command(scope: str) -> str:
+    return f"MCPGW_TOKEN=$({program()} token create --user NAME --scope {shlex.quote(scope)})"
 
 
 def _report(

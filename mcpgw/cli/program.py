@@ -20,6 +20,16 @@ def program() -> str:
     return shlex.quote(str(started))
 
 
+def program_words() -> list[str]:
+    """How to start ``mcpgw`` again from any folder and without a shell: the whole path, and words."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        script = Path(sys.executable).with_name("mcpgw")
+        # -P: a folder mcpgw where the other program stands must not be run in its place.
+        return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "mcpgw"]
+    return [str(Path(shutil.which(sys.argv[0]) or started).absolute())]
+
+
 def _is_same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)

@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mcpgw.cli.output import one_line, tell
+from mcpgw.cli.program import program
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from mcpgw.client import LogLine, Progress
+    from mcpgw.client import InputAnswer, InputRequest, LogLine, Progress, Queued
 
 _LINE_SECONDS = 1.0
 
@@ -20,11 +21,13 @@ _LINE_SECONDS = 1.0
 class ProgressDisplay:
     """Shows progress and log lines of one call; used with ``with``, and gone without a trace at the end.
 
-    With `quiet` nothing is shown.
+    With `quiet` nothing is shown but what the call would else wait for without a word. `options` is what
+    leads another command to the same gateway.
     """
 
-    def __init__(self, title: str, *, quiet: bool = False) -> None:
+    def __init__(self, title: str, *, quiet: bool = False, options: str = "") -> None:
         self._title = title
+        self._options = options
         self._quiet = quiet
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -58,7 +61,28 @@ class ProgressDisplay:
         if self._quiet:
             return
         logger = f" {line.logger}" if line.logger else ""
-        text = one_line(f"[{line.level}]{logger}: {_text(line.data)}")
+        self._say(f"[{line.level}]{logger}: {_text(line.data)}")
+
+    def queued(self, place: "Queued") -> None:
+        """Show what the call waits for."""
+        if place.reason == "approval" and place.request_id is not None:
+            command = f"{program()} approvals accept {place.request_id} {self._options}".rstrip()
+            self._say(f"waits until somebody approves it: {command}")
+        elif not self._quiet:
+            self._say(f"waits for its turn, at place {place.position}")
+
+    def declined(self, asked: "InputRequest") -> "InputAnswer":
+        """Show what the server asks for, and decline it: nobody is there to answer."""
+        from mcpgw.client import InputAnswer  # noqa: PLC0415 - after --help
+
+        self._say(f"{asked.server} asks ({asked.kind}): {asked.message}")
+        self._say(
+            f"declined: {program()} call answers no questions; a program can (on_input of mcpgw.client)"
+        )
+        return InputAnswer("decline")
+
+    def _say(self, words: str) -> None:
+        text = one_line(words)
         if self._bar is None:
             tell(text)
         else:

@@ -49,6 +49,8 @@ def _say_ready(url: str, services: "Services") -> None:
         click.style(f"mcpgw {__version__} is ready.", bold=True),
         f"  WebSocket  {url.replace('http', 'ws', 1)}/ws",
         f"  Events     {url}/api/v1/events  (Server-Sent Events)",
+        f"  MCP        {url}/mcp  (for MCP clients; see {program()} connect{_where(config)})",
+        f"  API        {url}/docs",
         f"  Log file   {config.log.file.absolute()}",
         *(f"  {'Servers' if not index else '':<9}  {line}" for index, line in enumerate(servers)),
         f"Call a tool from another terminal:  {_example(config)}",
@@ -78,19 +80,30 @@ def _server_lines(services: "Services") -> list[str]:
     )
     lines = []
     for status in services.gateway.server_statuses(operator):
-        if status.state == "ready":
-            lines.append(f"{status.id}: ready, {status.tools} tool{'' if status.tools == 1 else 's'}")
+        if status.state.takes_calls:
+            lines.append(
+                f"{status.id}: {status.state.value}, {status.tools} tool{'' if status.tools == 1 else 's'}"
+            )
+        elif status.state == "idle" and status.reason is None:
+            lines.append(f"{status.id}: idle, its first call starts it")
+        elif status.state == "disabled":
+            lines.append(f"{status.id}: disabled")
         else:
-            reason = f": {one_line(status.reason)}" if status.reason else ""
+            why = status.full_reason or status.reason  # whoever starts the gateway may know all of it
+            reason = f": {one_line(why)}" if why else ""
             lines.append(f"{status.id}: not ready, {status.state.value}{reason}")
     return lines
 
 
 def _example(config: "Config") -> str:
     """The command that calls a tool of this gateway; `mcpgw` is written as it was started."""
-    command = f"{program()} {_EXAMPLE if config.memory.enabled else 'tools'}"
+    return f"{program()} {_EXAMPLE if config.memory.enabled else 'tools'}{_where(config)}"
+
+
+def _where(config: "Config") -> str:
+    """The option that leads a command to this gateway, with a space before it; empty where none is needed."""
     if config.sources.get("data.dir", "").startswith("flag "):
-        command += f" --data-dir {shlex.quote(str(config.data.dir.absolute()))}"
-    elif config.file is not None and {"data.dir", "auth.secret"} & config.sources.keys():
-        command += f" --config {shlex.quote(str(config.file.absolute()))}"
-    return command
+        return f" --data-dir {shlex.quote(str(config.data.dir.absolute()))}"
+    if config.file is not None and {"data.dir", "auth.secret"} & config.sources.keys():
+        return f" --config {shlex.quote(str(config.file.absolute()))}"
+    return ""

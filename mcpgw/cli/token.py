@@ -32,7 +32,19 @@ def token() -> None:
     """Make tokens."""
 
 
-@token.command()
+class _WithScopes(click.Command):
+    """Ends its help with the scopes that there are; they are read where the help is asked for."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write them."""
+        from mcpgw.access.permissions import SCOPES  # noqa: PLC0415 - after --help of others
+
+        scopes = sorted({*SCOPES, "tools:call:SERVER", "tools:call:SERVER/TOOL", "rooms:join:ROOM"})
+        formatter.write_paragraph()
+        formatter.write_text(f"Scopes: {', '.join(scopes)}.")
+
+
+@token.command(cls=_WithScopes)
 @click.option("--user", required=True, metavar="NAME", help="Who the token speaks for.")
 @click.option(
     "--scope",
@@ -56,9 +68,7 @@ def create(
 ) -> None:
     """Print a new token, and nothing else, on stdout.
 
-    It is signed with the key of the gateway's data folder, so run this on the gateway's machine. Scopes:
-    tools:call, tools:call:SERVER, tools:call:SERVER/TOOL, servers:read, events:read,
-    events:publish, calls:read, rooms:join, rooms:join:ROOM, admin.
+    It is signed with the key of the gateway's data folder, so run this on the gateway's machine.
 
     Hand it to a command in the environment:  MCPGW_TOKEN=$(mcpgw token create --user ann) mcpgw tools
     """
