@@ -9,5 +9,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["mcpgw", "mcpgw.*"]), "mcpgw.handlers", "mcpgw.schemas"],
     package_dir={"mcpgw.handlers": "handlers", "mcpgw.schemas": "schemas"},
-    package_data={"mcpgw": ["py.typed"], "mcpgw.schemas": ["*.json"]},
+    package_data={"mcpgw": ["py.typed", "pages/*"], "mcpgw.schemas": ["*.json"]},
 )

@@ -2,12 +2,16 @@
 
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import responses
 from typing import Any, ClassVar
 
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
+from mcpgw.audit import OK
 from mcpgw.errors import (
     AuthFailed,
     AuthRequired,
@@ -33,14 +37,15 @@ class BaseHandler(RequestHandler):
     """A resource that anybody may ask for, from an allowed host and origin.
 
     `principal` is who the request's credentials prove, `refused` why they do not hold, and `credentials` the
-    way they came (``none``, ``header`` …). `logger` is where its events are logged.
+    way they came (``none``, ``header`` …). `logger` is where its events are logged; `fault` is what is told
+    of a fault of the gateway that the log has.
     """
 
     logger: ClassVar[logging.Logger] = logging.getLogger("mcpgw.http")
     principal: Principal | None = None
     refused: AuthFailed | None = None
     credentials = "none"
-    _fault: InternalError | None = None
+    fault: InternalError | None = None
     _is_foreign_page = False
 
     @property
@@ -60,7 +65,7 @@ class BaseHandler(RequestHandler):
         origin = self.request.headers.get("Origin", "")
         if origin and origin_is_listed(origin, self.services.config.server):
             self.set_header("Access-Control-Allow-Origin", origin)
-            self.set_header("Access-Control-Expose-Headers", "Retry-After, WWW-Authenticate")
+            self.set_header("Access-Control-Expose-Headers", "ETag, Location, Retry-After, WWW-Authenticate")
 
     def prepare(self) -> None:
         """Check where the request comes from, then who makes it."""
@@ -90,13 +95,17 @@ class BaseHandler(RequestHandler):
         scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
-    def options(self) -> None:
+    def allowed_request_headers(self) -> str:
+        """The headers that a page of a listed origin may send."""
+        return "Authorization, Content-Type, If-Match, Last-Event-ID"
+
+    def options(self, *_path: str) -> None:
         """Tell a browser which requests a page of a listed origin may send (WHATWG Fetch, preflight)."""
         self.set_status(204)
         self.set_header("Allow", self._allowed_methods())
         if "Access-Control-Allow-Origin" in self._headers:
             self.set_header("Access-Control-Allow-Methods", self._allowed_methods())
-            self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID")
+            self.set_header("Access-Control-Allow-Headers", self.allowed_request_headers())
             self.set_header("Access-Control-Max-Age", str(_PREFLIGHT_SECONDS))
         self.finish()
 
@@ -131,8 +140,8 @@ class BaseHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer every failure in the one shape of errors, whatever raised it."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        if not isinstance(error, GatewayError) and self._fault is not None:
-            error = self._fault
+        if not isinstance(error, GatewayError) and self.fault is not None:
+            error = self.fault
         if isinstance(error, GatewayError):
             data = error.to_data()
             data["message"] = data.pop("error")
@@ -157,8 +166,12 @@ class BaseHandler(RequestHandler):
                 self.set_header("Sec-WebSocket-Version", "13")
                 message = "this is a WebSocket: connect with ws:// or wss:// (RFC 6455, version 13)"
             data = {"code": code, "message": message, "temporary": status_code >= 500}  # noqa: PLR2004
-        self.services.metrics.error_sent(data["code"])
+        self.count_error(data["code"])
         self.write_json({"error": data})
+
+    def count_error(self, code: str) -> None:
+        """An error is sent."""
+        self.services.metrics.error_sent(code)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log a refusal as one line; what is unexpected, with its traceback and the id that is answered."""
@@ -175,7 +188,7 @@ class BaseHandler(RequestHandler):
             )
         elif not isinstance(value, HTTPError):
             fault = secrets.token_hex(4)
-            self._fault = InternalError(f"a fault of the gateway; its log has it under the id {fault}")
+            self.fault = InternalError(f"a fault of the gateway; its log has it under the id {fault}")
             self.logger.error("internal error %s", fault, exc_info=(typ, value, tb))
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
@@ -207,7 +220,21 @@ class ApiHandler(BaseHandler):
 
     def actor(self) -> Actor:
         """Who is asking, as the audit log has it."""
-        return Actor(self.request.remote_ip or "", self.caller.user, self.caller.token_id)
+        caller = self.caller
+        return Actor(self.request.remote_ip or "", caller.user, caller.token_id, scopes=caller.scopes)
+
+    @contextmanager
+    def audited(self, action: str, target: str = "") -> Iterator["AuditedAction"]:
+        """Write into the audit log what came of an action that is done inside the block."""
+        done, outcome = AuditedAction(target), InternalError.code
+        try:
+            yield done
+            outcome = OK
+        except GatewayError as error:
+            outcome = error.code
+            raise
+        finally:
+            self.services.audit.admin(self.actor(), action=action, target=done.target, outcome=outcome)
 
     def require_admin(self) -> None:
         """Refuse whoever may not do everything.
@@ -238,6 +265,13 @@ class ApiHandler(BaseHandler):
         """Who is asking."""
         assert self.principal is not None, "prepare() has refused everybody else"  # noqa: S101
         return self.principal
+
+
+@dataclass(slots=True)
+class AuditedAction:
+    """An action that the audit log has; what it was done to may be known only when it is done."""
+
+    target: str
 
 
 class NotFoundHandler(BaseHandler):

@@ -6,10 +6,11 @@
     "4f2a"}, "where": {"remote": "127.0.0.1"}, "what": {"server": "memory", "tool": "memory_search", "callId":
     "call-1", "ms": 12.0}, "outcome": "ok"}
 
-Events: ``connect``, ``auth``, ``refused``, ``call``, ``admin``, ``disconnect``; beside them ``lines_lost``
-with a ``count``, where lines could not be written. `outcome` is ``ok``, ``tool_error`` or the code of an
-error; of ``disconnect`` it is the close code. What is not known is left out. Never a token; arguments of
-calls only where the configuration says so, and then with the values of secret names masked.
+Events: ``connect``, ``auth``, ``refused``, ``call``, ``approval``, ``admin``, ``disconnect``; beside them
+``lines_lost`` with a ``count``, where lines could not be written. `outcome` is ``ok``, ``tool_error`` or the
+code of an error; of ``disconnect`` it is the close code, of ``approval`` what has become of it. What is not
+known is left out. Never a token; arguments of calls only where the configuration says so, and then with the
+values of secret names masked.
 
 Written by a thread from a bounded queue of its own, as `mcpgw.log_writer` has it, so that a flood of the log
 takes nothing from it: never waits, never raises in the caller, counts what is lost.
@@ -27,7 +28,7 @@ from mcpgw.log_writer import Complaint, Intake, Line, Writer, open_log_file
 from mcpgw.redaction import is_secret_name, redact
 from mcpgw.settings import AuditSettings
 
-EVENTS: Final = ("connect", "auth", "refused", "call", "admin", "disconnect")
+EVENTS: Final = ("connect", "auth", "refused", "call", "approval", "admin", "disconnect")
 
 MAXIMUM_ARGUMENTS: Final = 4_000
 """Longest text of the arguments of a call, in characters; a longer one is cut."""
@@ -47,13 +48,14 @@ class Actor:
     """Who did something, and from where.
 
     `token_id` is the ``jti`` of the token, never the token; `client` the id of the connection; `remote` the
-    address it came from.
+    address it came from. `scopes` are what the actor may do; the log has them not.
     """
 
     remote: str
     user: str | None = None
     token_id: str | None = None
     client: str | None = None
+    scopes: frozenset[str] = frozenset()
 
 
 class Audit:
@@ -129,6 +131,30 @@ class Audit:
         what["ms"] = round(seconds * 1000, 1)
         text = _arguments_text(arguments) if self._with_arguments and arguments is not None else None
         self._write("call", actor, what, outcome, arguments=text)
+
+    def approval(
+        self,
+        actor: Actor,
+        *,
+        request_id: str,
+        user: str,
+        server: str,
+        tool: str,
+        arguments_hash: str,
+        outcome: str,
+    ) -> None:
+        """An approval of a call of `user` was ``asked`` for; or how that ended, and by whom.
+
+        `outcome` is one of ``asked``, ``approved``, ``declined``, ``expired``, ``withdrawn``.
+        """
+        what = {
+            "requestId": request_id,
+            "user": user,
+            "server": server,
+            "tool": tool,
+            "argumentsHash": arguments_hash,
+        }
+        self._write("approval", actor, what, outcome)
 
     def admin(self, actor: Actor, *, action: str, target: str = "", outcome: str = OK) -> None:
         """An operator did something: `action` such as ``servers.restart``, `target` what it was done to."""

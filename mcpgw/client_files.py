@@ -55,7 +55,7 @@ def read_client_file(
     except ValueError as error:
         report(f"{file}: {error}")
         return []
-    root, entries = _entries(document)
+    root, entries = client_entries(document)
     if not isinstance(entries, dict):
         report(f"{file}: has no object mcpServers (Claude Desktop, Cursor) or servers (VS Code)")
         return []
@@ -74,7 +74,7 @@ def read_client_file(
         taken[name] = given
         if name != given:
             note(f"{place}: is called {name!r} here")
-        table = _table(entry, place, report, note) if isinstance(entry, dict) else entry
+        table = client_table(entry, place, report, note) if isinstance(entry, dict) else entry
         if definition := define_server(name, table, place=place, references=references, report=report):
             definitions.append(definition)
     return definitions
@@ -85,7 +85,8 @@ def fitting_name(given: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", given).strip("_.-")[:_NAME_LENGTH].rstrip("_.-")
 
 
-def _entries(document: Any) -> tuple[str, Any]:
+def client_entries(document: Any) -> tuple[str, Any]:
+    """Where the servers stand in such a file, and what stands there; empty and None where none do."""
     if isinstance(document, dict):
         if "mcpServers" in document:
             return "mcpServers", document["mcpServers"]
@@ -110,10 +111,10 @@ def _variables(file: Path, environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _table(
+def client_table(
     entry: Mapping[str, Any], place: str, report: Callable[[str], None], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The table of ``[servers.NAME]`` that says the same as `entry`."""
+    """The table of ``[servers.NAME]`` that says the same as `entry`, its references as they are."""
     table: dict[str, Any] = {key: entry[key] for key in _PLAIN if key in entry}
     table |= {key: _texts(entry[key]) for key in ("env", "headers") if entry.get(key) is not None}
     if "url" in table:

@@ -12,8 +12,11 @@
     │   ├── ServerNotFound    server_not_found       no such backend server
     │   ├── ToolNotFound      tool_not_found         no such tool on that server
     │   ├── UnknownChannel    unknown_channel        no such channel
+    │   ├── CatalogNotFound   not_found              over HTTP: no such catalog, or no such entry of one
     │   └── UnknownCall       unknown_call           no open call has this id
     ├── DuplicateId           duplicate_id           a call with this id is open
+    ├── Conflict              conflict               over HTTP: what is to be changed stands elsewhere
+    │   └── PreconditionFailed  …                    … or has changed meanwhile (If-Match)
     ├── ServerUnavailable     server_unavailable     backend down, starting or disabled
     ├── RateLimited           rate_limited           too many frames or calls in too short a time
     ├── QueueFull             queue_full             too many calls at once
@@ -134,6 +137,12 @@ class UnknownChannel(NotFound):
     code = "unknown_channel"
 
 
+class CatalogNotFound(NotFound):
+    """Issued, over HTTP alone, when no catalog has the id that was sent, or no entry or option the name."""
+
+    code = "not_found"
+
+
 class UnknownCall(NotFound):
     """Issued when a ``cancel`` names an id that no open call has."""
 
@@ -145,6 +154,19 @@ class DuplicateId(GatewayError):
 
     code = "duplicate_id"
     http_status = 409
+
+
+class Conflict(GatewayError):
+    """Issued, over HTTP alone, when something cannot be changed as it is now; says where it can."""
+
+    code = "conflict"
+    http_status = 409
+
+
+class PreconditionFailed(Conflict):
+    """Issued, over HTTP alone, when ``If-Match`` names another state than the present one (RFC 9110)."""
+
+    http_status = 412
 
 
 class ServerUnavailable(GatewayError):
@@ -277,12 +299,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def codes() -> Mapping[str, type[GatewayError]]:
-    """Every stable error code with the class that carries it."""
+    """Every stable error code with the class that carries it, but for those that HTTP alone has."""
     found: dict[str, type[GatewayError]] = {}
     pending: list[type[GatewayError]] = [GatewayError]
     while pending:
         cls = pending.pop()
         pending.extend(cls.__subclasses__())
-        if "code" in vars(cls) and cls is not GatewayError:
+        if "code" in vars(cls) and cls not in (GatewayError, CatalogNotFound, Conflict):
             found[cls.code] = cls
     return found

@@ -133,6 +133,14 @@ def configure_logging(
     return LogHandle(intake, Writer(intake, handlers, log_file, complaint), LEVELS[level])
 
 
+def change_log_level(level: str) -> None:
+    """Have the open log write from another of `LEVELS` on; without an open log nothing happens."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Intake):
+            handler.setLevel(LEVELS[level])
+            logging.getLogger(OWN_LOGGER).setLevel(LEVELS[level])
+
+
 class _Terminal(logging.Handler):
     """Warnings and errors for the person at the terminal."""
 

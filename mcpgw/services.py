@@ -2,35 +2,44 @@
 
 import asyncio
 import logging
-import sys
+import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar, cast
 
+from mcpgw.access.callers import Caller
 from mcpgw.access.configured import configured_tokens
-from mcpgw.access.permissions import require_publish_events
+from mcpgw.access.permissions import require_approve, require_publish_events
 from mcpgw.access.tokens import Principal, Tokens
+from mcpgw.administration import Administration
+from mcpgw.aggregate import McpDoor, Visit
+from mcpgw.approvals import Approvals
 from mcpgw.audit import Actor, Audit
-from mcpgw.backends.backend import Backend
-from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.bus import Bus, LocalBus
 from mcpgw.bus.log_handler import BusLogHandler
+from mcpgw.call_record import CallRecords
+from mcpgw.catalogs import CatalogService
 from mcpgw.config import Config
+from mcpgw.config_watch import Seen, look_at, watch_files
+from mcpgw.configuration import Configuration, make_reloader, with_stored
 from mcpgw.conversation import Conversation
 from mcpgw.conversation_parts import ClientInfo, ConversationParts, ConversationSettings, Sink
 from mcpgw.deadlines import Deadlines
-from mcpgw.errors import AuthFailed
+from mcpgw.errors import AuthFailed, ConfigError
 from mcpgw.gateway import Gateway
 from mcpgw.hub import Hub, sweep_every
+from mcpgw.logs import change_log_level, log_event
 from mcpgw.memory_use import resident_bytes
 from mcpgw.metrics import Metrics
 from mcpgw.rate_limit import UserLimits
+from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
-from mcpgw.server_definitions import MEMORY_SERVER, ServerDefinition
+from mcpgw.roster import Roster, make_roster
 from mcpgw.session_store import SessionStore
+from mcpgw.store import Store, StoredServer, StoredSetting
 from mcpgw.tracing import Tracing
 from mcpgw.turns import Turns
 from mcpgw.wire import frames
@@ -40,12 +49,18 @@ from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
 __all__ = [
     "Actor",
     "Principal",
+    "RestCall",
     "Services",
+    "Visit",
     "WriterParts",
+    "require_approve",
     "require_publish_events",
     "running_services",
-    "server_definitions",
 ]
+
+T = TypeVar("T")
+
+_LOGGER = logging.getLogger("mcpgw.config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,7 @@ class WriterParts:
 class Services:
     """What the handlers work with."""
 
-    config: Config
+    configuration: Configuration
     gateway: Gateway
     tokens: Tokens
     hub: Hub
@@ -78,8 +93,25 @@ class Services:
     metrics: Metrics
     audit: Audit
     tracing: Tracing
+    mcp: McpDoor
+    store: Store
+    catalogs: CatalogService
+    administration: Administration
     deadlines: Deadlines = field(default_factory=Deadlines)
+    turns: Turns = field(default_factory=Turns)
+    _made: dict[str, tuple[Config, object]] = field(default_factory=dict, repr=False)
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is in force now."""
+        return self.configuration.in_force
+
+    @property
+    def approvals(self) -> Approvals:
+        """The calls that wait for an approval."""
+        assert self.gateway.approvals is not None, "given when all of this was built"  # noqa: S101
+        return self.gateway.approvals
 
     def statistics(self) -> dict[str, Any]:
         """What goes on, as JSON; ages in milliseconds, memory in bytes."""
@@ -111,6 +143,15 @@ class Services:
             "memory": {"residentBytes": resident_bytes()},
         }
 
+    @contextmanager
+    def visiting(self, principal: Principal) -> Iterator[Caller]:
+        """One who asks for a moment, and keeps no instance of a server: a REST request."""
+        caller = Caller(principal, f"request {secrets.token_hex(8)}")
+        try:
+            yield caller
+        finally:
+            self.gateway.connection_ended(caller.connection)
+
     def authenticate(self, token: str | None) -> tuple[Principal | None, AuthFailed | None]:
         """Who a token proves; and where it does not hold, why. Neither where there is no token."""
         if token is None:
@@ -124,16 +165,32 @@ class Services:
         self, sink: Sink, client: ClientInfo, principal: Principal | None, refused: AuthFailed | None
     ) -> Conversation:
         """A conversation with a client that has just connected."""
-        parts, settings = self._conversations
+        parts, settings = self._of_config("conversations", self._conversations)
         return Conversation(parts, settings, sink, client, principal=principal, refused=refused)
 
     @cached_property
+    def rest_calls(self) -> RestCalls:
+        """Calls of tools that come one by one, each in a request of its own."""
+        records = CallRecords(self.bus, self.audit, self.metrics)
+        return RestCalls(self.gateway, records, self.limits, max_open=self.config.websocket.max_calls)
+
+    @property
     def writer_parts(self) -> WriterParts:
         """What those who write to readers share."""
-        events, timeout = self.config.events, self.config.websocket.write_timeout
-        return WriterParts(events.max_waiting, events.max_waiting_size, timeout, self.metrics, Turns())
+        return self._of_config("writers", self._writer_parts)
 
-    @cached_property
+    def _writer_parts(self) -> WriterParts:
+        events, timeout = self.config.events, self.config.websocket.write_timeout
+        return WriterParts(events.max_waiting, events.max_waiting_size, timeout, self.metrics, self.turns)
+
+    def _of_config(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` makes of the configuration in force, made once for each."""
+        config, kept = self._made.get(name, (None, None))
+        if config is not self.config:
+            kept = make()
+            self._made[name] = (self.config, kept)
+        return cast("T", kept)
+
     def _conversations(self) -> tuple[ConversationParts, ConversationSettings]:
         """What all conversations share."""
         settings = ConversationSettings(self.config.auth, self.config.websocket, self.config.sessions)
@@ -152,60 +209,123 @@ class Services:
 
 
 class _Announcer:
-    """Publishes what happens to the backends."""
+    """Publishes what happens to the servers."""
 
-    def __init__(self, bus: Bus, metrics: Metrics, servers: int) -> None:
+    def __init__(self, bus: Bus, metrics: Metrics, gateway: Gateway) -> None:
         self._bus = bus
         self._metrics = metrics
-        self._servers = servers
+        self._gateway = gateway
         self._ready: set[str] = set()
 
-    def tell(self, server_id: str, name: str, data: Mapping[str, Any]) -> None:
-        """Publish one event of a server, and the gateway's health where that has changed."""
-        self._bus.publish(f"server.{name}", {"serverId": server_id, **data})
+    def tell(self, server_id: str, name: str, data: Mapping[str, Any], user: str | None) -> None:
+        """Publish one event of a server, and the gateway's health where that has changed.
+
+        What concerns one user alone (an instance of their own) is for them and for admins.
+        """
+        if f"server.{name}" in EVENT_TYPES:
+            self._bus.publish(f"server.{name}", {"serverId": server_id, **data}, owner=user)
         before = len(self._ready)
         if name in ("started", "restarted"):
             self._ready.add(server_id)
             self._metrics.backend_up(server_id, True)
-        elif name in ("retrying", "stopped"):
+        elif name in ("retrying", "stopped", "disabled") or data.get("state") in ("idle", "failed"):
             self._ready.discard(server_id)
             self._metrics.backend_up(server_id, False)
         if name == "restarted":
             self._metrics.backend_restarted(server_id)
         if len(self._ready) != before:
-            health = {"state": "health", "ready": len(self._ready), "servers": self._servers}
+            servers = len(self._gateway.server_ids)
+            health = {"state": "health", "ready": len(self._ready), "servers": servers}
             self._bus.publish("gateway.health_update", health)
 
 
-def server_definitions(config: Config) -> list[ServerDefinition]:
-    """The configured servers, with the embedded memory server before them where it is enabled."""
-    definitions = list(config.servers.values())
-    if config.memory.enabled:
-        database = config.data.dir / "memory.db"
-        memory = ServerDefinition(
-            name=MEMORY_SERVER,
-            transport="stdio",
-            command=sys.executable,
-            # -P: a mcp.py or token.py of the current folder must not stand in for the real one, nor be run.
-            args=("-P", "-m", "mcpgw.backends.memory", "--database", str(database)),
-        )
-        definitions.insert(0, memory)
-    return definitions
+@dataclass(frozen=True)
+class _Stored:
+    """What the store has, and what becomes of it together with what was `loaded`."""
+
+    loaded: Config
+    config: Config
+    settings: Mapping[str, StoredSetting]
+    servers: list[StoredServer]
+    switches: Mapping[str, bool]
+    roster: Roster
+    faults: tuple[str, ...]
+    seen: Seen
+
+    @classmethod
+    async def read(cls, loaded: Config, store: Store) -> "_Stored":
+        """Settings of the store that do not go with the others are left out: the gateway must start."""
+        settings = await store.settings.all()
+        faults: tuple[str, ...] = ()
+        try:
+            config = with_stored(loaded, settings)
+        except ConfigError as error:
+            config, faults = loaded, error.faults
+        servers, switches = await store.servers.list(), await store.switches.all()
+        roster = await asyncio.to_thread(make_roster, config, servers, switches)
+        seen = await look_at(loaded.files)
+        return cls(loaded, config, settings, servers, switches, roster, faults, seen)
+
+    def tell(self, bus: Bus) -> None:
+        """Say what is in force, and what is not."""
+        if self.config.log.level != self.loaded.log.level:
+            change_log_level(self.config.log.level)
+        bus.publish("config.applied", {"source": "start"})
+        if faults := [*self.faults, *self.roster.faults]:
+            for fault in faults:
+                log_event(_LOGGER, logging.ERROR, "fault", reason=fault)
+            bus.publish("config.error", {"faults": faults})
 
 
 @asynccontextmanager
-async def running_services(config: Config) -> AsyncIterator[Services]:
+async def _watched(configuration: Configuration, seen: Seen) -> AsyncIterator[None]:
+    """Have changes of the configuration's files taken over inside the block, where that is wanted.
+
+    `seen` is what stood in them at the start.
+    """
+    settings = configuration.in_force.reload
+    task: asyncio.Task[None] | None = None
+    if settings.watch:
+        watching = watch_files(
+            configuration.files, make_reloader(configuration), seen=seen, interval=settings.interval
+        )
+        task = asyncio.create_task(watching, name="configuration")
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await configuration.close()
+
+
+@asynccontextmanager
+async def running_services(loaded: Config) -> AsyncIterator[Services]:
     """Build everything, start the backends, and end them when left.
 
     Raises:
         ConfigError: something of the configuration cannot be used on this machine.
     """
     frames.prepare()
-    tokens = configured_tokens(config, create_key=True)
+    tokens = configured_tokens(loaded, create_key=True)
+    store = await Store.open(
+        loaded.store.url or loaded.data.dir / "mcpgw.db", busy_timeout=loaded.store.busy_timeout
+    )
+    try:
+        stored = await _Stored.read(loaded, store)
+        async with _built(stored, tokens, store) as services:
+            yield services
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator[Services]:
+    config = stored.config
     sessions = SessionStore(config.sessions)
-    definitions = server_definitions(config)
     metrics = Metrics(
-        servers=[definition.name for definition in definitions],
+        servers=list(stored.roster.entries),
         frame_types=[*CLIENT_TYPES, *SERVER_TYPES, *EVENT_TYPES],
         channels=[*CHANNELS, "user", "room"],
     )
@@ -217,22 +337,14 @@ async def running_services(config: Config) -> AsyncIterator[Services]:
     )
     metrics.count_sessions(lambda: len(sessions))
     tracing = Tracing()
-    announcer = _Announcer(bus, metrics, len(definitions))
-    reaper = ProcessReaper()
+    catalogs = CatalogService(store, config.catalogs, bus.publish)
+    gateway = Gateway(
+        stored.roster.definitions, config.calls, config.backends, metrics=metrics, tracing=tracing
+    )
+    gateway.listen(_Announcer(bus, metrics, gateway).tell)
     try:
-        backends = [
-            Backend(
-                definition,
-                config.backends,
-                reaper=reaper,
-                longest_call=config.calls.max_timeout,
-                announce=partial(announcer.tell, definition.name),
-            )
-            for definition in definitions
-        ]
-        gateway = Gateway(backends, config.calls, config.backends, metrics=metrics, tracing=tracing)
         gateway.start()
-        bus.publish("config.applied", {"source": "start"})
+        stored.tell(bus)
         bus.publish("gateway.started", {"state": "started"})
         hub, rooms = Hub(config.server), Rooms(bus)
         limits = UserLimits(
@@ -245,15 +357,55 @@ async def running_services(config: Config) -> AsyncIterator[Services]:
         logging.getLogger("mcpgw").addHandler(log_handler)
         try:
             with Audit(config.audit) as audit:
+                administration = Administration(
+                    gateway,
+                    store,
+                    audit,
+                    bus.publish,
+                    config=config,
+                    stored=stored.servers,
+                    switches=stored.switches,
+                    roster=stored.roster,
+                )
+                configuration = Configuration(
+                    stored.loaded,
+                    config,
+                    stored.settings,
+                    store=store,
+                    gateway=gateway,
+                    administration=administration,
+                    audit=audit,
+                    publish=bus.publish,
+                    faults=stored.faults,
+                )
+                records = CallRecords(bus, audit, metrics)
+                gateway.approvals = Approvals(bus, audit)
+                door = McpDoor(
+                    gateway, limits, records, config.mcp, max_body_size=config.server.max_body_size
+                )
                 try:
-                    yield Services(
-                        config, gateway, tokens, hub, bus, rooms, sessions, limits, metrics, audit, tracing
-                    )
+                    async with door.running() as mcp, _watched(configuration, stored.seen):
+                        yield Services(
+                            configuration,
+                            gateway,
+                            tokens,
+                            hub,
+                            bus,
+                            rooms,
+                            sessions,
+                            limits,
+                            metrics,
+                            audit,
+                            tracing,
+                            mcp,
+                            store,
+                            catalogs,
+                            administration,
+                        )
                 finally:
                     sessions.close()  # before the audit log, which has the ends of their calls
         finally:
             logging.getLogger("mcpgw").removeHandler(log_handler)
             sweeping.cancel()
-            await gateway.stop()
     finally:
-        reaper.close()
+        await gateway.stop()

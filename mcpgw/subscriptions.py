@@ -4,7 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from mcpgw.access.permissions import is_admin, may_join_room, may_read_calls, may_read_events
+from mcpgw.access.permissions import (
+    is_admin,
+    may_approve,
+    may_join_room,
+    may_read_calls,
+    may_read_events,
+)
 from mcpgw.access.tokens import Principal
 from mcpgw.bus import Bus
 from mcpgw.errors import PermissionDenied, UnknownChannel, suggest
@@ -13,6 +19,7 @@ from mcpgw.wire.events import CHANNELS, LEVELS, Event, Position, channel_base
 from mcpgw.wire.frames import EventFilter
 
 ROOM = "room:"
+RESOURCE_UPDATED = "server.resource_updated"
 _USER = "user:"
 _OWNED = frozenset({"calls"})  # an event without an owner is nobody's there: only who sees all sees it
 
@@ -39,7 +46,7 @@ def may_read_channel(principal: Principal, channel: str) -> bool:
     if base == _USER:
         is_own = channel == f"{_USER}{principal.user}"
         return is_admin(principal) or (is_own and may_read_events(principal))
-    if base in _OWNED and may_read_calls(principal):
+    if base in _OWNED and (may_read_calls(principal) or may_approve(principal)):
         return True
     return base is not None and may_read_events(principal)
 
@@ -55,19 +62,27 @@ class View:
     """What decides which events of one channel a reader may see, and how much of them.
 
     `user` is whose events are seen whole, on channels whose events have owners; `sees_all` whether those of
-    the others are seen too, without what only their owners may see.
+    the others are seen too, without what only their owners may see. `approves` tells whether what waits for
+    an approval is seen whole.
     """
 
     is_admin: bool
     sees_all: bool
     user: str | None
+    approves: bool = False
+    owned: bool = False
 
     @classmethod
-    def of(cls, principal: Principal, channel: str) -> "View":
-        """The view that `principal` has of `channel`."""
+    def of(cls, principal: Principal, channel: str, *, watches: bool = False) -> "View":
+        """The view that `principal` has of `channel`.
+
+        Who `watches` resources is told of those of their own instances of servers, too; others are not, so
+        that all of them are one audience.
+        """
         if channel in _OWNED:
-            return cls(is_admin(principal), may_read_calls(principal), principal.user)
-        return cls(is_admin(principal), is_admin(principal), None)
+            approves = may_approve(principal)
+            return cls(is_admin(principal), may_read_calls(principal), principal.user, approves, owned=True)
+        return cls(is_admin(principal), is_admin(principal), principal.user if watches else None)
 
     def text(self, event: Event) -> str | None:
         """The event as it may be seen; None where it may not be seen at all."""
@@ -76,6 +91,8 @@ class View:
         if event.owner is None and event.channel not in _OWNED:
             return event.text()
         if event.owner is not None and event.owner == self.user:
+            return event.text()
+        if self.approves and event.type.for_approvers:
             return event.text()
         return event.text(full=False) if self.sees_all else None
 
@@ -99,7 +116,8 @@ class SameView:
     @property
     def owner(self) -> str | None:
         """Whose events alone are seen."""
-        return None if self.view.sees_all else self.view.user
+        view = self.view
+        return view.user if view.owned and not (view.sees_all or view.approves) else None
 
     def prepare(self, event: Event) -> Delivery | None:
         """The event as these readers are given it; None where they do not want it or may not see it."""
@@ -191,7 +209,7 @@ class Subscription:
         self.filter = event_filter
         self.stop: Callable[[], None] = _nothing
         self._principal = principal
-        self._view = View.of(principal, channel)
+        self._view = View.of(principal, channel, watches=bool(event_filter.resources))
         self._deliver = deliver
         self._reader = reader
         self._count = count
@@ -206,7 +224,7 @@ class Subscription:
     @principal.setter
     def principal(self, principal: Principal) -> None:
         self._principal = principal
-        view = View.of(principal, self.channel)
+        view = View.of(principal, self.channel, watches=bool(self.filter.resources))
         if view != self._view:
             self._view = view
             if self._bus is not None:
@@ -247,6 +265,8 @@ def is_wanted(wanted: EventFilter, event: Event) -> bool:
         return False
     if wanted.servers is not None and event.data.get("serverId", "") not in wanted.servers:
         return False
+    if wanted.resources is not None and event.type.name == RESOURCE_UPDATED:
+        return (event.data["serverId"], event.data["uri"]) in wanted.resources
     level = event.data.get("level")
     return wanted.min_level is None or level is None or level in _levels_from(wanted.min_level)
 

@@ -141,15 +141,18 @@ def start_gateway(io_loop: IOLoop, tmp_path: Path) -> Iterator[StartGateway]:
 
 @pytest.fixture
 def gateway_process(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
-    """Starts gateways as processes: ``gateway_process(configuration='…', arguments=[…])``."""
+    """Starts gateways as processes: ``gateway_process(configuration='…', arguments=[…])``.
+
+    With ``wait_for_servers=False`` they listen, and their servers may still be starting.
+    """
     processes: list[GatewayProcess] = []
 
-    def start(**options: object) -> GatewayProcess:
+    def start(*, wait_for_servers: bool = True, **options: object) -> GatewayProcess:
         folder = tmp_path / f"gateway-{len(processes)}"
         folder.mkdir()
         process = GatewayProcess(folder, **options)  # type: ignore[arg-type]
         processes.append(process)
-        return process.wait_listening()
+        return process.wait_listening(for_servers=wait_for_servers)
 
     yield start
     for process in processes:

@@ -109,7 +109,14 @@ def test_the_schema_file_of_events_is_what_the_table_gives() -> None:
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_an_event_with_the_members_of_its_table_is_valid_by_both_schemas(name: str) -> None:
-    samples: dict[str, Any] = {"string": "x", "integer": 1, "number": 0.5, "boolean": True}
+    samples: dict[str, Any] = {
+        "string": "x",
+        "integer": 1,
+        "number": 0.5,
+        "boolean": True,
+        "array": [],
+        "object": {},
+    }
     event_type = EVENT_TYPES[name]
     data = {
         member: schema["enum"][0] if "enum" in schema else samples.get(schema.get("type", ""), {"any": [1]})

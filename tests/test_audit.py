@@ -48,6 +48,15 @@ def test_each_event_says_who_from_where_what_and_what_came_of_it(path: Path) -> 
         audit.auth(Actor("10.0.0.7", client="77aa"), credentials="frame", outcome="token_expired")
         audit.refused(ANN, action="tool_call", code="permission_denied", reason="the token lacks a scope")
         call(audit)
+        audit.approval(
+            ANN,
+            request_id="apr-1",
+            user="bob",
+            server="memory",
+            tool="memory_search",
+            arguments_hash="0" * 64,
+            outcome="approved",
+        )
         audit.admin(ANN, action="servers.restart", target="memory")
         audit.disconnect(ANN, kind="websocket", code=1000, seconds=12.3456)
         audit.disconnect(ANN, kind="sse", code=None, seconds=1)
@@ -73,6 +82,18 @@ def test_each_event_says_who_from_where_what_and_what_came_of_it(path: Path) -> 
         },
         {"event": "refused", **common, "what": refused, "outcome": "permission_denied"},
         {"event": "call", **common, "what": called, "outcome": "ok"},
+        {
+            "event": "approval",
+            **common,
+            "what": {
+                "requestId": "apr-1",
+                "user": "bob",
+                "server": "memory",
+                "tool": "memory_search",
+                "argumentsHash": "0" * 64,
+            },
+            "outcome": "approved",
+        },
         {
             "event": "admin",
             **common,

@@ -278,7 +278,7 @@ async def test_a_reader_is_given_all_channels_that_it_may_read(start_gateway: St
         bus.publish("room.message", {"user": "x", "clientId": "c", "payload": 1}, channel="room:ops")
         bus.publish("user.notification", {"level": "info", "message": "hello"}, channel="user:ann")
         bus.publish("system.alert", {"level": "alert", "message": "x"})
-        bus.publish("config.updated", {"source": "file"})
+        bus.publish("config.updated", {"source": "file", "servers": {}})
         types = [(await stream.next_frame())["type"] for _ in range(4)]
     assert types == ["server.log", "user.notification", "system.alert", "config.updated"]
 
@@ -291,7 +291,7 @@ async def test_channels_can_be_chosen(start_gateway: StartGateway, query: str) -
         assert (await stream.next_frame())["type"] == "connected"
         gateway.services.bus.publish("system.alert", {"level": "alert", "message": "x"})
         log_line(gateway, 1)
-        gateway.services.bus.publish("config.updated", {"source": "file"})
+        gateway.services.bus.publish("config.updated", {"source": "file", "servers": {}})
         types = [(await stream.next_frame())["type"] for _ in range(2)]
     assert types == ["server.log", "config.updated"]
 

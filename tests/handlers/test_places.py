@@ -343,13 +343,13 @@ async def test_a_stream_above_the_limit_begins_when_another_connection_is_found_
     async with Proxy(here.gateway.url) as proxy:
         dead = await frozen(here, proxy)
         position = here.gateway.services.bus.position
-        here.gateway.services.bus.publish("config.updated", {"source": "missed"})
+        here.gateway.services.bus.publish("config.updated", {"source": "missed", "servers": {}})
         headers = credentials(here) | {"Last-Event-ID": str(position)}
         path = "/api/v1/sse?channels=config"
         async with await EventReader.open(here.gateway.url, headers, path=path) as stream:
             assert stream.head.status == 200
             assert (await stream.next_frame())["recovered"] is True
-            assert (await stream.next_frame())["data"] == {"source": "missed"}
+            assert (await stream.next_frame())["data"] == {"source": "missed", "servers": {}}
     for client, _ in dead:
         client.close()
 
@@ -389,7 +389,9 @@ async def test_a_stream_whose_machine_takes_nothing_any_more_makes_room(
     await stalled.read_chunk()
     stop_reading(stalled)
     for number in range(100):
-        here.gateway.services.bus.publish("config.updated", {"source": f"{number} " + "x" * 50_000})
+        here.gateway.services.bus.publish(
+            "config.updated", {"source": f"{number} " + "x" * 50_000, "servers": {}}
+        )
         await asyncio.sleep(0)
     # At first its machine still takes what its process does not read.
     for _ in range(5):

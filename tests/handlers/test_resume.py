@@ -165,7 +165,7 @@ async def test_a_half_open_connection_loses_its_session_to_the_new_one_and_nothi
         frozen.hold()
         await old.send(count("ends"))
         await until(lambda: here.gateway.services.gateway.counts.ended["ok"])
-        here.gateway.services.bus.publish("config.updated", {"source": "1"})
+        here.gateway.services.bus.publish("config.updated", {"source": "1", "servers": {}})
         proxy.to_gateway.hold()
         await old.send(count("never comes"))
         position = here.gateway.services.bus.position

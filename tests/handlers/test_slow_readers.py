@@ -355,12 +355,12 @@ async def test_what_waits_behind_a_ping_alone_is_written_when_the_client_reads_a
     # Control frames alone fill the kernel's buffers: no text is under way when the event is put aside.
     while handler.has_room:
         handler.ping(b"x" * 125)
-    gateway.services.bus.publish("config.updated", {"source": "behind the pings"})
+    gateway.services.bus.publish("config.updated", {"source": "behind the pings", "servers": {}})
     assert len(handler._writer._outbox) == 1
     read_again(reader)
     while (frame := await reader.read_frame())[0] != TEXT:
         pass
-    assert json.loads(frame[1])["data"] == {"source": "behind the pings"}
+    assert json.loads(frame[1])["data"] == {"source": "behind the pings", "servers": {}}
     reader.writer.close()
 
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mcpgw.access.callers import Caller
 from mcpgw.access.tokens import Principal, Tokens
-from mcpgw.backends.backend import LogCallback, ProgressCallback
+from mcpgw.backends.requests import Observer
 from mcpgw.backends.tools import Tool, ToolResult
 from mcpgw.bus import LocalBus
 from mcpgw.conversation import Conversation
@@ -17,7 +18,6 @@ from mcpgw.gateway import Gateway
 from mcpgw.rooms import Rooms
 from mcpgw.session_store import SessionStore
 from mcpgw.settings import AuthSettings, BackendSettings, CallSettings, SessionSettings, WebSocketSettings
-from mcpgw.tracing import CallerTrace
 from mcpgw.wire.deliveries import Delivery
 from mcpgw.wire.events import Event
 from tests.support.gateway_process import ALL_SCOPES
@@ -26,6 +26,8 @@ from tests.support.schemas import assert_valid_server_frame
 
 TOKENS = Tokens(algorithm="HS256", key="a key of at least thirty-two bytes, for tests alone")
 Frame = dict[str, Any]
+ProgressCallback = Callable[[float, float | None, str | None], None]
+LogCallback = Callable[[str, str | None, Any], None]
 
 
 def text_result(text: str) -> ToolResult:
@@ -43,7 +45,9 @@ class ScriptedGateway(Gateway):
         self.cancelled: list[str] = []
         self.callbacks: dict[str, tuple[ProgressCallback, LogCallback]] = {}
 
-    def list_tools(self, principal: Principal, server_id: str | None = None) -> list[tuple[str, Tool]]:
+    def list_tools(
+        self, principal: Principal, server_id: str | None = None, *, connection: str = ""
+    ) -> list[tuple[str, Tool]]:
         """One tool, on the server ``script``."""
         if server_id not in (None, "script"):
             raise ServerNotFound(f"no server {server_id!r}")
@@ -51,26 +55,23 @@ class ScriptedGateway(Gateway):
 
     async def call_tool(
         self,
-        principal: Principal,
+        caller: Caller,
         server_id: str,
         tool_name: str,
         arguments: Mapping[str, Any],
         *,
         timeout_ms: int | None = None,
-        on_started: Callable[[], None],
-        on_queued: Callable[[int, int | None], None],
-        on_progress: ProgressCallback,
-        on_log: LogCallback,
-        trace: CallerTrace | None = None,
+        observer: Observer,
+        meta: Mapping[str, Any] | None = None,
     ) -> ToolResult:
         """``say`` answers at once, ``break`` is a fault, everything else waits for `release`."""
-        on_started()
+        observer.started()
         if tool_name == "say":
             return text_result(str(arguments.get("text")))
         if tool_name == "break":
             raise ZeroDivisionError("a fault with secret-argument in it")
         key = str(arguments["key"])
-        self.callbacks[key] = (on_progress, on_log)
+        self.callbacks[key] = (observer.progress, observer.log)
         self.released[key] = asyncio.get_running_loop().create_future()
         self.waiting.append(self.released[key])
         try:

@@ -25,7 +25,8 @@ OF_THE_CONTRACT = {
     "catalogs": "catalog.synced catalog.imported catalog.updated catalog.error",
     "config": "config.updated config.applied config.error",
     "system": "system.alert system.maintenance system.log",
-    "calls": "call.started call.progress call.finished call.failed call.cancelled",
+    "calls": "call.started call.progress call.finished call.failed call.cancelled "
+    "call.approval_requested call.approved call.declined",
     "user:": "user.connected user.disconnected user.notification",
     "room:": "room.joined room.left room.message",
 }
