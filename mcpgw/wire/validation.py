@@ -20,6 +20,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from mcpgw.errors import InvalidParams, suggest
+from mcpgw.wire.quick_check import quick_check, quick_check_of_others
 from mcpgw.wire.schema_budget import Budget, BudgetExceededError, with_budget
 
 _MOST_FAULTS = 20
@@ -45,13 +46,15 @@ class SchemaChecker:
 
     The dialect is the one that ``$schema`` names, else 2020-12 (as MCP 2025-11-25 and later have it). Nothing
     is ever fetched: a ``$ref`` that leaves the document makes the schema unusable. `budget` bounds the time
-    of one check in seconds, for schemas of others.
+    of one check in seconds, for schemas of others; one of the gateway's own (`is_own`) needs none.
 
     Raises:
         UnusableSchemaError: the schema is no valid JSON Schema, or too large to be checked on the way.
     """
 
-    def __init__(self, schema: Mapping[str, Any], *, budget: float | None = None) -> None:
+    def __init__(
+        self, schema: Mapping[str, Any], *, budget: float | None = None, is_own: bool = False
+    ) -> None:
         self._budget = budget
         if budget is not None and not _is_handy(schema):
             raise UnusableSchemaError(
@@ -65,6 +68,7 @@ class SchemaChecker:
         except (SchemaError, RecursionError, re.error) as error:
             raise UnusableSchemaError(f"not a JSON Schema: {str(error).splitlines()[0]}") from None
         self._validator = with_budget(dialect)(dict(schema), registry=Registry())
+        self._is_right = quick_check(schema) if is_own else quick_check_of_others(schema)
 
     def faults(self, value: Any, *, root: tuple[object, ...] = ()) -> list[dict[str, str]]:
         """Every fault of `value` (20 at most), with paths that begin at `root`; empty where it is right.
@@ -73,6 +77,8 @@ class SchemaChecker:
             UnusableSchemaError: a reference of the schema leads nowhere or in a circle, a pattern is none, or
                 the check takes longer than its budget (SlowCheckError).
         """
+        if self._is_right is not None and self._is_right(value):
+            return []
         Budget.begin(self._budget)
         try:
             errors = self._validator.iter_errors(value)
@@ -167,7 +173,7 @@ def definition_checker(schema_name: str, definition: str) -> SchemaChecker:
     """The checker of one entry of ``$defs`` in a schema file, such as ``client-frames`` and ``tool_call``."""
     schema = load_schema(schema_name)
     definitions = {"$schema": schema["$schema"], "$defs": schema["$defs"]}
-    return SchemaChecker(definitions | {"$ref": f"#/$defs/{definition}"})
+    return SchemaChecker(definitions | {"$ref": f"#/$defs/{definition}"}, is_own=True)
 
 
 def require(checker: SchemaChecker, value: Any, *, what: str, root: tuple[object, ...] = ()) -> None:
