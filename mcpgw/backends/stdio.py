@@ -120,6 +120,14 @@ class StdioTransport:
             await self._stop(self._transport)
 
     async def _stop(self, transport: asyncio.SubprocessTransport) -> None:
+        """End the child; whatever cuts this short, its pipes are closed and it is killed."""
+        try:
+            await self._end_child(transport)
+        finally:
+            with suppress(PermissionError):  # a child that changed its user cannot be signalled
+                transport.close()
+
+    async def _end_child(self, transport: asyncio.SubprocessTransport) -> None:
         """The specification's escalation: close stdin, SIGTERM, SIGKILL, with a bounded wait after each."""
         group = transport.get_pid()
         stdin = transport.get_pipe_transport(0)
@@ -151,8 +159,6 @@ class StdioTransport:
         if stdin is not None and cast("asyncio.WriteTransport", stdin).get_write_buffer_size():
             # What the child never read would keep the pipe open as long as a process of another group does.
             cast("asyncio.WriteTransport", stdin).abort()
-        with suppress(PermissionError):  # a child that changed its user cannot be signalled
-            transport.close()
 
 
 class _Child(asyncio.SubprocessProtocol):

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 from tornado.ioloop import IOLoop
 
+from mcpgw.backends.reaper import ProcessReaper
+from mcpgw.backends.stdio import StdioTransport
 from mcpgw.errors import OutcomeUnknown, ServerUnavailable, TooLarge, ToolExecutionError
 from mcpgw.server_definitions import ServerDefinition
 from tests.support.backends import (
+    SERVERS,
     Heard,
     alive,
     call,
@@ -606,3 +609,36 @@ async def test_a_flood_on_stderr_is_bounded_in_the_log_and_holds_up_nobody(
 def _stderr(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     fields = [vars(record)["mcpgw_fields"] for record in caplog.records if record.getMessage() == "stderr"]
     return [dict(each) for each in fields]
+
+
+@pytest.mark.gen_test
+async def test_a_stop_that_is_cut_short_leaves_neither_the_child_nor_its_pipes(io_loop: IOLoop) -> None:
+    reaper = ProcessReaper()
+    transport = StdioTransport(
+        sys.executable,
+        (str(SERVERS / "scripted.py"), "--stubborn"),
+        env={},
+        cwd=None,
+        max_message_size=2**20,
+        notification_rate=1000,
+        stop_timeout=30,
+        reaper=reaper,
+        on_stderr=lambda _line: None,
+        on_fault=lambda _fault: None,
+        on_end=lambda _reason: None,
+    )
+    try:
+        await transport.__aenter__()
+        child = transport._transport
+        assert child is not None
+        stop = asyncio.create_task(transport.__aexit__(None, None, None))
+        stdin = child.get_pipe_transport(0)
+        assert stdin is not None
+        await until(stdin.is_closing)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        assert child.is_closing()
+        await until(lambda: child.get_returncode() is not None)
+    finally:
+        reaper.close()
