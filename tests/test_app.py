@@ -165,7 +165,8 @@ async def test_clients_that_do_not_answer_the_goodbye_hold_up_nobody(gateway_pro
 @pytest.mark.gen_test(timeout=40)
 async def test_a_signal_during_the_start_of_a_backend_is_not_waited_for(tmp_path: Path) -> None:
     hung = (
-        f'[memory]\nenabled = false\n[servers.hung]\ncommand = "{sys.executable}"\nargs = ["-c", "input()"]\n'
+        "[memory]\nenabled = false\n"
+        f'[servers.hung]\ncommand = "{sys.executable}"\nargs = ["-c", "import time; time.sleep(60)"]\n'
     )
     gateway = GatewayProcess(tmp_path, configuration=hung)
     await until((gateway.data_dir / "gateway.json").exists, seconds=15, what="the start")
