@@ -76,7 +76,6 @@ class StdioTransport:
         self._max_message_size = max_message_size
         self._stop_timeout = stop_timeout
         self._reaper = reaper
-        self._on_end = on_end
         self._on_fault = on_fault
         self._reader = MessageReader(on_end, max_waiting=2 * max_message_size)
         self._child = _Child(
@@ -137,8 +136,8 @@ class StdioTransport:
             self._reader.tell(self._child.exit_words())
         self._reader.end(None)
         # A message that could not be sent is noticed sooner than the end of the child, which is the reason.
-        if not self._reader.has_reason and (reason := await self._child.why_ended()) is not None:
-            self._on_end(reason)
+        if not self._reader.is_told and (reason := await self._child.why_ended()) is not None:
+            self._reader.tell(reason)
         self._reader.discard()
         # Before it ends: then they have other parents. In a thread, for it reads much of /proc.
         family: set[processes.Process] = set()
@@ -321,15 +320,14 @@ class MessageReader:
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._is_told = False
-        self._has_reason = False
         self._on_end = on_end
         self._pipe: asyncio.ReadTransport | None = None
         self._paused = False
 
     @property
-    def has_reason(self) -> bool:
-        """Whether it was ended for a reason of the child's."""
-        return self._has_reason
+    def is_told(self) -> bool:
+        """Whether it was said why the child has ended the session."""
+        return self._is_told
 
     def attach(self, pipe: asyncio.ReadTransport) -> None:
         """Name the pipe that is paused while too many messages wait."""
@@ -352,7 +350,6 @@ class MessageReader:
         if not self._ended:
             self._ended = True
             if reason is not None:
-                self._has_reason = True
                 self.tell(reason)
             self._wake()
 
