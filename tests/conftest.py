@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
@@ -22,6 +23,11 @@ from tests.support.socket_client import SocketClient
 # that (POSIX, "Asynchronous Lists"): no test could press Ctrl-C then.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

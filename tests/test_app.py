@@ -1,6 +1,7 @@
 """The end of a gateway, seen from outside: every process here is a real one."""
 
 import asyncio
+import functools
 import json
 import os
 import resource
@@ -48,6 +49,12 @@ def is_alive(pid: int) -> bool:
     """Whether a process with this id runs (one that has ended and waits for its parent does not)."""
     state = of_ps("stat", "-p", str(pid))
     return bool(state) and not state.startswith("Z")
+
+
+@pytest.fixture
+def gateway_process(gateway_process: StartProcess) -> StartProcess:
+    """Gateways that are processes from their start: this is about starts and ends."""
+    return functools.partial(gateway_process, forked=False)
 
 
 async def connected(gateway: GatewayProcess) -> SocketClient:

@@ -356,7 +356,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 anything = sane_frames | json_values | st.text(max_size=40) | st.binary(max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(messages=st.lists(anything, max_size=15))
 def test_no_sequence_of_messages_raises_or_gives_a_call_two_ends(messages: list[object]) -> None:
     async def run() -> None:

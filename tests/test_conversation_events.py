@@ -246,7 +246,7 @@ class World:
         self.clients[0].talk.sessions.close()
 
 
-@settings(max_examples=100, deadline=None, print_blob=False)
+@settings(max_examples=100, print_blob=False)
 @given(st.lists(steps, max_size=30))
 def test_no_talk_of_clients_raises_nor_loses_or_doubles_or_disorders_an_event(script: list[Any]) -> None:
     async def run() -> None:

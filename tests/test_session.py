@@ -711,7 +711,7 @@ class Commuter:
         assert set(self.needs) == set(self.asked)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(habit=st.sampled_from(["last", "greatest", "greatest event"]), script=st.lists(movements, max_size=25))
 def test_no_order_of_cuts_amid_what_was_missed_loses_an_event_of_any_channel(
     habit: str, script: list[tuple[str, str, int | None]]
@@ -843,7 +843,7 @@ class Wanderer:
             old.conversation.lost(None)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(script=st.lists(steps, max_size=30))
 def test_no_order_of_calls_cuts_and_resumes_raises_or_gives_two_ends_or_events_out_of_order(
     script: list[tuple[str, str]],

@@ -156,7 +156,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemoryStore]:
         yield opened
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(query=st.text(st.characters(), max_size=60), tags=st.lists(st.text(st.characters()), max_size=3))
 @example(query='"', tags=[])
 @example(query="\x00", tags=["\x00"])
@@ -177,7 +177,7 @@ def test_no_query_text_is_an_error(filled: MemoryStore, query: str, tags: list[s
         assert len(found.memories) == 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(content=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80))
 @example(content="x" * 1_500 + "é")
 @example(content="e\u0301" * 900)

@@ -374,7 +374,6 @@ async def test_far_back_in_line_a_step_is_not_worth_telling(monkeypatch: pytest.
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), st.integers(1, 3))
-@settings(deadline=None)
 def test_the_positions_that_are_told_are_the_order_in_which_calls_get_their_turn(
     users: list[str], limit: int
 ) -> None:
@@ -414,7 +413,7 @@ Step = tuple[str, str, int]
     limit=st.integers(1, 4),
     max_waiting=st.integers(0, 12),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_order_of_arrivals_ends_and_cancellations_breaks_the_limit_or_loses_a_slot(
     steps: list[Step], limit: int, max_waiting: int
 ) -> None:

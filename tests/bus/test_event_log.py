@@ -229,7 +229,7 @@ class Model:
             assert len(held) == len(young)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     limits=st.tuples(st.sampled_from([1, 3, 10, 30]), st.sampled_from([2_000, 12_000, 10**6])),
     script=st.lists(ops, min_size=1, max_size=25),

@@ -82,7 +82,7 @@ def test_files_of_the_current_folder_never_stand_in_for_modules(tmp_path: Path) 
     for name in ("mcp", "token", "mcpgw", "tornado"):
         program = f"from pathlib import Path\nPath({str(tmp_path / 'was run')!r}).touch()\n"
         (tmp_path / f"{name}.py").write_text(program, encoding="utf-8")
-    gateway = GatewayProcess(tmp_path).wait_listening()
+    gateway = GatewayProcess(tmp_path, forked=False).wait_listening()
     with ended(gateway.process):
         assert "memory: ready, 6 tools" in gateway.printed()
         assert gateway.terminate() == 0

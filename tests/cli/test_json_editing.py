@@ -92,7 +92,7 @@ def written(draw: st.DrawFn, depth: int = 3) -> str:
 
 
 @given(written())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_the_file_looks_like_nothing_but_the_member_changes(text: str) -> None:
     before = parse_commented_json(text)
     after = parse_commented_json(set_member(text, PATH, ENTRY))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mcpgw.access.signing_key import load_or_create_signing_key
 from mcpgw.access.tokens import Tokens
+from tests.support.forked import ForkedProcess
 
 ALL_SCOPES = ("tools:call", "servers:read", "events:read")
 
@@ -25,7 +26,10 @@ def wait_until(condition: "object", *, seconds: float = 10.0, what: str = "the c
 
 
 class GatewayProcess:
-    """``mcpgw serve`` on a free port with its own data folder; `url` is known once it listens."""
+    """``mcpgw serve`` on a free port with its own data folder; `url` is known once it listens.
+
+    Not `forked`, it is a process from its start, as an operator's; else a copy of one that has imported all.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class GatewayProcess:
         configuration: str = "",
         arguments: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
+        forked: bool = True,
     ) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
@@ -41,19 +46,24 @@ class GatewayProcess:
         self.output = folder / "output.txt"
         (folder / "mcpgw.toml").write_text(configuration, encoding="utf-8")
         command = [
-            *(sys.executable, "-P", "-m", "mcpgw", "serve", "--port", "0"),
+            *("serve", "--port", "0"),
             *("--data-dir", str(self.data_dir), "--log-file", str(self.log_file)),
             *arguments,
         ]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MCPGW_")}
+        clean.update(environment or {})
         with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env={**clean, **(environment or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+            self.process: ForkedProcess | subprocess.Popen[bytes] = (
+                ForkedProcess(command, folder=folder, environment=clean, output=output)
+                if forked
+                else subprocess.Popen(
+                    [sys.executable, "-P", "-m", "mcpgw", *command],
+                    cwd=folder,
+                    env=clean,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
             )
         self.url = ""
 

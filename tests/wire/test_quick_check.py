@@ -56,7 +56,7 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(SCHEMAS, VALUES)
 def test_a_quick_yes_is_a_yes_of_jsonschema(schema: dict[str, Any], value: Any) -> None:
     check = quick_check_of_others(schema)
