@@ -22,6 +22,7 @@ from mcpgw.config_rules import check_rules
 from mcpgw.config_texts import commented_toml, settings_markdown, write_settings_block
 from mcpgw.errors import ConfigError, suggest
 from mcpgw.references import References, UnresolvedReferenceError, read_text
+from mcpgw.roles import BUILT_IN, Role, read_roles
 from mcpgw.server_definitions import (
     MEMORY_SERVER,
     NAME_RULE,
@@ -87,8 +88,8 @@ class Config:
 
     `sources` maps the name of each setting that is not at its default to the place it came from; a server
     definition has its own `source`. `notes` are sentences about what was read and has no effect. `rules` is
-    what ``[servers]`` says of all servers. `files` are those that were read; `read_again` reads everything
-    anew, and raises ConfigError as `load_config` does; `environment` is what references are replaced from.
+    what ``[servers]`` says of all servers, `roles` are those there are. `files` are those that were read;
+    `read_again` reads everything anew, and raises ConfigError as `load_config` does; `environment` is what references are replaced from.
     """
 
     server: ServerSettings = field(default_factory=ServerSettings)
@@ -108,6 +109,7 @@ class Config:
     memory: MemorySettings = field(default_factory=MemorySettings)
     reload: ReloadSettings = field(default_factory=ReloadSettings)
     rules: ServerRules = field(default_factory=ServerRules)
+    roles: Mapping[str, Role] = field(default_factory=lambda: BUILT_IN)
     servers: Mapping[str, ServerDefinition] = field(default_factory=dict)
     file: Path | None = None
     files: tuple[Path, ...] = field(default=(), compare=False)
@@ -175,9 +177,11 @@ def load_config(
         servers_files=servers_files,
         with_servers=with_servers,
     )
+    roles = BUILT_IN if file is None else read_roles(document.get("roles", {}), f"{file}", loading.report)
     config = Config(
         **{_attribute(section): values for section, values in sections.items()},
         servers=MappingProxyType(loading.servers),
+        roles=MappingProxyType(dict(roles)),
         file=file,
         files=(*(() if file is None else (file,)), *servers_files),
         sources=MappingProxyType(loading.sources),
@@ -252,6 +256,10 @@ class _Loading:
         self.sources: dict[str, str] = {}
         self.servers: dict[str, ServerDefinition] = {}
 
+    def report(self, fault: str) -> None:
+        """Keep a fault."""
+        self.faults.append(fault)
+
     def place(self, name: str) -> str:
         """Where the value of the setting `name` came from, or just its name where it is a default."""
         return self.sources.get(name, name)
@@ -282,8 +290,8 @@ class _Loading:
                     if not isinstance(table[key], dict):  # else it is a server of that name
                         self._take_key(section, key, table.pop(key), file)
                 continue
-            if section == "servers":
-                continue  # said where the servers are read
+            if section in ("servers", "roles"):
+                continue  # said where the servers and the roles are read
             if not isinstance(table, dict):
                 self.faults.append(f"{file}: {section}: {_stray(section)}")
             elif section not in SECTIONS:

@@ -18,6 +18,7 @@ from mcpgw.cli.serve import serve
 from mcpgw.cli.servers import servers
 from mcpgw.cli.stdio import stdio
 from mcpgw.cli.token import token
+from mcpgw.cli.users import user
 
 
 class _CommandLine(click.Group):
@@ -57,7 +58,7 @@ def show_help(context: click.Context, names: tuple[str, ...]) -> None:
 
 
 _COMMANDS = (
-    *(serve, check, init, token),
+    *(serve, check, init, token, user),
     *(servers, catalog, config, tools, events, call, approvals),
     *(connect, stdio, show_help),
 )

@@ -184,7 +184,7 @@ def _mint(config: "Config", address: "GatewayAddress", scopes: tuple[str, ...]) 
     except SigningKeyMissingError as fault:
         _require_answer(address)
         raise UsageFault(f"MCPGW_TOKEN is not set, and {fault}") from None
-    return tokens.issue(user=_login_name(), scopes=scopes, ttl=_TOKEN_SECONDS)
+    return tokens.issue(user=login_name(), scopes=scopes, ttl=_TOKEN_SECONDS)
 
 
 def _require_answer(address: "GatewayAddress") -> None:
@@ -206,7 +206,8 @@ def is_here(host: str) -> bool:
         return False
 
 
-def _login_name() -> str:
+def login_name() -> str:
+    """The name of whoever runs the command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # an account without a name, as in some containers

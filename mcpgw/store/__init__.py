@@ -1,12 +1,16 @@
 """What outlives the gateway: what was added or changed while it ran, and the catalogs."""
 
 from mcpgw.store.catalogs import CatalogChanges, StoredCatalog, StoredEntry
+from mcpgw.store.changes import AccessChange, By
 from mcpgw.store.failures import StoreError
 from mcpgw.store.overrides import StoredSetting
 from mcpgw.store.servers import StoredServer
 from mcpgw.store.store import Store
+from mcpgw.store.users import StoredUser
 
 __all__ = [
+    "AccessChange",
+    "By",
     "CatalogChanges",
     "Store",
     "StoreError",
@@ -14,4 +18,5 @@ __all__ = [
     "StoredEntry",
     "StoredServer",
     "StoredSetting",
+    "StoredUser",
 ]

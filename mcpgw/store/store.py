@@ -19,10 +19,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from mcpgw.errors import ConfigError
 from mcpgw.logs import log_event
 from mcpgw.store.catalogs import CatalogTable
+from mcpgw.store.changes import ChangeTable
 from mcpgw.store.engine import READS, keep_journal, make_engine, migrate, shown_place
 from mcpgw.store.failures import StoreError, reason_of
 from mcpgw.store.overrides import SettingTable, SwitchTable
 from mcpgw.store.servers import ServerTable
+from mcpgw.store.users import UserTable
 
 T = TypeVar("T")
 
@@ -31,7 +33,8 @@ BUSY_SECONDS = 5.0
 
 
 class Store:
-    """The database while it is open; `servers`, `catalogs`, `switches` and `settings` are its tables.
+    """The database while it is open; `servers`, `catalogs`, `switches`, `settings`, `users` and the
+    journal `changes` are its tables.
 
     Made by `open`.
 
@@ -48,6 +51,8 @@ class Store:
         self.catalogs = CatalogTable(self.run)
         self.switches = SwitchTable(self.run)
         self.settings = SettingTable(self.run)
+        self.users = UserTable(self.run)
+        self.changes = ChangeTable(self.run)
 
     @classmethod
     async def open(cls, place: str | Path, *, busy_timeout: float = BUSY_SECONDS) -> Self:

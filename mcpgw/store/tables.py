@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-LATEST: Final = "0002"
+LATEST: Final = "0003"
 """The newest revision in ``migrations/versions``."""
 
 METADATA: Final = MetaData(
@@ -89,4 +89,34 @@ SETTINGS: Final = Table(
     Column("value", Text, nullable=False),
     Column("updated_by", Text, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+)
+
+USERS: Final = Table(
+    "users",
+    METADATA,
+    Column("name", String(128), primary_key=True),
+    # Empty where there is none; else as argon2 writes it, with its salt and costs.
+    Column("password_hash", Text, nullable=False),
+    Column("role", String(64), nullable=False),
+    Column("disabled", Boolean(create_constraint=False), nullable=False),
+    # SHA-256 of a link that lets its reader in once; empty where there is none.
+    Column("link_hash", String(64), nullable=False),
+    Column("link_expires_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index(None, "link_hash"),
+)
+
+ACCESS_CHANGES: Final = Table(
+    "access_changes",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", Text, nullable=False),
+    # Whether the audit log of a gateway has it.
+    Column("told", Boolean(create_constraint=False), nullable=False),
 )
