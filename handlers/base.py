@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import responses
@@ -22,7 +22,7 @@ from mcpgw.errors import (
     PermissionDenied,
 )
 from mcpgw.logs import log_event
-from mcpgw.services import Actor, Principal, Services
+from mcpgw.services import Actor, Principal, Purpose, Services
 from mcpgw.wire import strict_json
 from mcpgw.wire.validation import definition_checker, require
 
@@ -30,6 +30,8 @@ from .hosts import host_is_allowed, origin_is_allowed, origin_is_listed
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 426: "upgrade_required"}
 _PREFLIGHT_SECONDS = 600
+_AUDITED = ("permission_denied", "auth_failed", "token_expired", "rate_limited")
+"""Refused requests that the audit log has; faults of form are for the client alone."""
 _WHAT_IS_WHERE = "; the WebSocket is at /ws, events at /api/v1/events, health at /healthz: docs/protocol.md"
 
 
@@ -74,6 +76,24 @@ class BaseHandler(RequestHandler):
         if token is not None:
             self.credentials = "header"
             self.principal, self.refused = self.services.authenticate(token)
+
+    def take_ticket(self, purpose: Purpose) -> None:
+        """Look at ``?ticket=``, where no other credentials came; it is used up."""
+        if self.request.method != "GET" or self.principal is not None or self.refused is not None:
+            return
+        ticket = self.get_query_argument("ticket", "")
+        if ticket:
+            self.credentials = "ticket"
+            self.principal, self.refused = self.services.take_ticket(ticket, purpose)
+
+    def review_principal(self, judge: Callable[[Principal], Principal]) -> bool:
+        """Look again at who is asking; false where the credentials hold no more."""
+        if self.principal is not None:
+            try:
+                self.principal = judge(self.principal)
+            except AuthFailed:
+                return False
+        return True
 
     def check_host_and_origin(self) -> None:
         """Refuse a request to a foreign host name (DNS rebinding) or from a foreign page.
@@ -186,10 +206,19 @@ class BaseHandler(RequestHandler):
                 path=self.request.path,
                 remote=self.request.remote_ip,
             )
+            if value.code in _AUDITED:
+                self._audit_refusal(value)
         elif not isinstance(value, HTTPError):
             fault = secrets.token_hex(4)
             self.fault = InternalError(f"a fault of the gateway; its log has it under the id {fault}")
             self.logger.error("internal error %s", fault, exc_info=(typ, value, tb))
+
+    def _audit_refusal(self, error: GatewayError) -> None:
+        known = self.principal
+        user, token_id = (None, None) if known is None else (known.user, known.token_id)
+        actor = Actor(self.request.remote_ip or "", user, token_id)
+        action = f"{self.request.method} {self.request.path[:128]}"
+        self.services.audit.refused(actor, action=action, code=error.code, reason=error.message)
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Send the status that belongs to a `GatewayError`; see `RequestHandler.send_error`."""
@@ -210,7 +239,26 @@ def _challenge(error: GatewayError) -> str:
     return "Bearer" if isinstance(error, AuthRequired) else 'Bearer error="invalid_token"'
 
 
-class ApiHandler(BaseHandler):
+class JsonBodies(BaseHandler):
+    """A resource that takes JSON."""
+
+    def read_body(self, definition: str) -> dict[str, Any]:
+        """The JSON body, held against a definition of ``rest-bodies``.
+
+        Raises:
+            ParseError: it is not JSON.
+            InvalidParams: it breaks the schema.
+        """
+        try:
+            text = self.request.body.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ParseError("the body is not UTF-8") from None
+        body = strict_json.loads(text)
+        require(definition_checker("rest-bodies", definition), body, what="the body")
+        return dict(body)
+
+
+class ApiHandler(JsonBodies):
     """A resource for those alone who prove who they are: 401 before anything else."""
 
     def prepare(self) -> None:
@@ -244,21 +292,6 @@ class ApiHandler(BaseHandler):
         """
         if "admin" not in self.caller.scopes:
             raise PermissionDenied("the token lacks the scope 'admin'", details={"missingScope": "admin"})
-
-    def read_body(self, definition: str) -> dict[str, Any]:
-        """The JSON body, held against a definition of ``rest-bodies``.
-
-        Raises:
-            ParseError: it is not JSON.
-            InvalidParams: it breaks the schema.
-        """
-        try:
-            text = self.request.body.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ParseError("the body is not UTF-8") from None
-        body = strict_json.loads(text)
-        require(definition_checker("rest-bodies", definition), body, what="the body")
-        return dict(body)
 
     @property
     def caller(self) -> Principal:

@@ -61,6 +61,9 @@ class EchoSocket(BareSocket):
     def probe(self, seconds: float) -> None:
         """Nobody's connections are asked for their lives: an echo is no user's."""
 
+    def review(self, judge: object) -> None:
+        """Nobody has proved anything here, and nothing is to be looked at again."""
+
     async def drain(self, deadline: float) -> None:  # noqa: ARG002 - nothing is open that could finish
         """Say goodbye."""
         self.close(CloseCode.GOING_AWAY, "the gateway is ending")

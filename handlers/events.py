@@ -5,6 +5,7 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -12,13 +13,14 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream, StreamClosedError
 
 from mcpgw.audit import Actor
-from mcpgw.errors import ConnectionLimit
+from mcpgw.errors import CloseCode, ConnectionLimit
 from mcpgw.event_reader import CatchUp, EventReader, LogMovedOnError
 from mcpgw.hub import Place
 from mcpgw.logs import log_event
+from mcpgw.services import Principal
 from mcpgw.wire import strict_json
 from mcpgw.wire.events import Event, Position
-from mcpgw.wire.frames import now_ms
+from mcpgw.wire.frames import Disconnect, encode, now_ms
 
 from .base import BaseHandler, client_user_agent
 from .liveness import Taking
@@ -56,6 +58,7 @@ class EventStream(BaseHandler):
         """Check as every handler does; a gateway that is ending begins no stream."""
         super().prepare()
         self.refuse_while_draining()
+        self.take_ticket("events")
 
     async def get(self) -> None:
         """Stream until the client or the gateway ends it."""
@@ -114,6 +117,9 @@ class EventStream(BaseHandler):
             credentials=self.credentials,
             agent=client_user_agent(self.request),
         )
+        if self.refused is not None:
+            outcome = self.refused.code
+            self.services.audit.auth(self._actor(), credentials=self.credentials, outcome=outcome)
         self._tell_user("user.connected")
 
     def _has_ended(self, seconds: float) -> None:
@@ -156,6 +162,18 @@ class EventStream(BaseHandler):
         self._gone = True
         self._end()
         super().on_connection_close()
+
+    def review(self, judge: Callable[[Principal], Principal]) -> None:
+        """End the stream where its credentials hold no more; or allow other than they did: it comes back."""
+        before = self.principal
+        if not self.review_principal(judge):
+            self._tell("access ended")
+            if self._writer is not None:
+                goodbye = Disconnect(CloseCode.DISCONNECTED, "the credentials hold no more", reconnect=False)
+                self._writer.send_text(encode(goodbye))
+            self._end()
+        elif self.principal != before:
+            self._end()
 
     async def drain(self, deadline: float) -> None:  # noqa: ARG002 - a stream has nothing to finish
         """End the stream behind what it has; browsers come back after the time that ``retry`` told them."""

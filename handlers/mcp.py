@@ -8,7 +8,7 @@ becomes the answer. Who may come in at all is decided before. Source: ASGI 3.0, 
 import asyncio
 import re
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from tornado.web import HTTPError
 
 from mcpgw.errors import RateLimited
 from mcpgw.rate_limit import retry_after_ms
-from mcpgw.services import Visit
+from mcpgw.services import Principal, Visit
 
 from .base import ApiHandler
 
@@ -107,6 +107,12 @@ class McpHandler(ApiHandler):
 
     def probe(self, seconds: float) -> None:
         """Nothing: it holds no place that a newcomer could be given."""
+
+    def review(self, judge: Callable[[Principal], Principal]) -> None:
+        """End what is open where its credentials hold no more, and a stream where they allow other things."""
+        before = self.principal
+        if not self.review_principal(judge) or (self._is_stream and self.principal != before):
+            self._ending.set()
 
     async def drain(self, deadline: float) -> None:
         """End a stream at once; give a request until `deadline` to be answered."""

@@ -5,6 +5,7 @@ from tornado.web import RequestHandler
 from .announcements import AlertHandler, MaintenanceHandler, NotificationHandler
 from .approvals import ApprovalsHandler, OneApprovalHandler
 from .asyncapi import AsyncApiHandler
+from .auth import LoginHandler, LogoutHandler, MeHandler, RefreshHandler, TicketHandler
 from .catalogs import (
     CatalogEntryHandler,
     CatalogInstallHandler,
@@ -39,6 +40,11 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/api/v1/ws", ProtectedSocket),
     (r"/api/v1/events", EventStream),
     (r"/api/v1/sse", ProtectedEventStream),
+    (r"/api/v1/auth/login", LoginHandler),
+    (r"/api/v1/auth/refresh", RefreshHandler),
+    (r"/api/v1/auth/logout", LogoutHandler),
+    (r"/api/v1/auth/me", MeHandler),
+    (r"/api/v1/auth/ticket", TicketHandler),
     (r"/api/v1/servers", ServersHandler),
     (r"/api/v1/servers/([^/]{1,192})", OneServerHandler),
     (r"/api/v1/servers/([^/]{1,192})/(start|stop|restart|enable|disable)", ServerActionHandler),

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -10,7 +11,7 @@ from tornado.iostream import IOStream
 
 from mcpgw.errors import GatewayError, InternalError, OutcomeUnknown
 from mcpgw.hub import Place
-from mcpgw.services import RestCall
+from mcpgw.services import Principal, RestCall
 from mcpgw.session import CALL_SOURCE
 from mcpgw.wire import frames
 from mcpgw.wire.frames import Lagged, ReplyTo, ServerFrame
@@ -83,6 +84,12 @@ class ToolCallHandler(ApiHandler):
 
     def probe(self, seconds: float) -> None:
         """Nothing: it holds no place that a newcomer could be given."""
+
+    def review(self, judge: Callable[[Principal], Principal]) -> None:
+        """Stop the call where its caller's credentials hold no more."""
+        if not self.review_principal(judge) and self._task is not None and self._call is not None:
+            self._call.has_to_end()
+            self._task.cancel()
 
     async def drain(self, deadline: float) -> None:
         """Give the call until `deadline` to come to its end, then stop it."""

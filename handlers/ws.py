@@ -215,6 +215,7 @@ class GatewaySocket(BareSocket):
         if self.principal is None and self.refused is None and token is not None:
             self.credentials = "subprotocol"
             self.principal, self.refused = self.services.authenticate(token)
+        self.take_ticket("websocket")
         self.require_credentials()
         if self.request.method == "GET":
             user = None if self.principal is None else self.principal.user

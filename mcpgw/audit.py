@@ -6,7 +6,8 @@
     "4f2a"}, "where": {"remote": "127.0.0.1"}, "what": {"server": "memory", "tool": "memory_search", "callId":
     "call-1", "ms": 12.0}, "outcome": "ok"}
 
-Events: ``connect``, ``auth``, ``refused``, ``call``, ``approval``, ``admin``, ``disconnect``; beside them
+Events: ``connect``, ``auth``, ``refused``, ``call``, ``approval``, ``admin``, ``access``, ``disconnect``;
+beside them
 ``lines_lost`` with a ``count``, where lines could not be written. `outcome` is ``ok``, ``tool_error`` or the
 code of an error; of ``disconnect`` it is the close code, of ``approval`` what has become of it. What is not
 known is left out. Never a token; arguments of calls only where the configuration says so, and then with the
@@ -28,7 +29,7 @@ from mcpgw.log_writer import Complaint, Intake, Line, Writer, open_log_file
 from mcpgw.redaction import is_secret_name, redact
 from mcpgw.settings import AuditSettings
 
-EVENTS: Final = ("connect", "auth", "refused", "call", "approval", "admin", "disconnect")
+EVENTS: Final = ("connect", "auth", "refused", "call", "approval", "admin", "access", "disconnect")
 
 MAXIMUM_ARGUMENTS: Final = 4_000
 """Longest text of the arguments of a call, in characters; a longer one is cut."""
@@ -159,6 +160,10 @@ class Audit:
     def admin(self, actor: Actor, *, action: str, target: str = "", outcome: str = OK) -> None:
         """An operator did something: `action` such as ``servers.restart``, `target` what it was done to."""
         self._write("admin", actor, {"action": action, "target": target}, outcome)
+
+    def access(self, actor: Actor, *, action: str, target: str = "", outcome: str = OK) -> None:
+        """Somebody's way in has changed: `action` such as ``login.logout`` or ``users.role``, to `target`."""
+        self._write("access", actor, {"action": action, "target": target}, outcome)
 
     def disconnect(self, actor: Actor, *, kind: str, code: int | None, seconds: float) -> None:
         """A connection has ended with a close code, or without one, after `seconds`."""

@@ -89,7 +89,8 @@ class Config:
     `sources` maps the name of each setting that is not at its default to the place it came from; a server
     definition has its own `source`. `notes` are sentences about what was read and has no effect. `rules` is
     what ``[servers]`` says of all servers, `roles` are those there are. `files` are those that were read;
-    `read_again` reads everything anew, and raises ConfigError as `load_config` does; `environment` is what references are replaced from.
+    `read_again` reads everything anew, and raises ConfigError as `load_config` does;
+    `environment` is what references are replaced from.
     """
 
     server: ServerSettings = field(default_factory=ServerSettings)

@@ -148,6 +148,7 @@ class Conversation:
         self._emit(self._status("Connected to MCP Gateway WebSocket"))
         if self._refused is not None:
             self._log(logging.WARNING, "refused credentials", code=self._refused.code)
+            self._parts.audit.auth(self._actor(), credentials=self._credentials, outcome=self._refused.code)
             self._emit(frames.Error(self._refused))
 
     def admitted(self) -> None:
@@ -204,6 +205,21 @@ class Conversation:
             frames_in=self.frames_in,
             frames_out=self._sink.frames_out,
         )
+
+    def review(self, judge: Callable[[Principal], Principal]) -> None:
+        """Go on with what the client may do by now, or say goodbye where its credentials hold no more."""
+        principal = self._identity.principal
+        if self._over or principal is None:
+            return
+        try:
+            present = judge(principal)
+        except AuthFailed as refused:
+            self._log(logging.INFO, "access ended", reason=refused.message)
+            self.disconnect(CloseCode.DISCONNECTED, refused.message)
+            return
+        if present != principal:
+            self._identity.principal = present
+            self._session.principal = present
 
     async def drain(self, deadline: float) -> None:
         """Let open calls come to their end until `deadline` (of the loop's clock), then say goodbye."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mcpgw.access.tokens import Tokens
+from mcpgw.access.tokens import Verifier
 from mcpgw.audit import Audit
 from mcpgw.bus import Bus
 from mcpgw.call_record import CallRecords
@@ -86,7 +86,7 @@ class ConversationParts:
     """What every conversation works with."""
 
     gateway: Gateway
-    tokens: Tokens
+    tokens: Verifier
     bus: Bus
     rooms: Rooms
     sessions: SessionStore

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from types import TracebackType
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from mcpgw.deadlines import Deadlines
 from mcpgw.logs import log_event
@@ -38,6 +38,9 @@ State: TypeAlias = Literal["counted", "waiting", "refused", "leaving", "gone"]
 
 class Connection(Protocol):
     """Something a client holds open."""
+
+    def review(self, judge: Callable[[Any], Any]) -> None:
+        """What its user may do has changed, or may have: `judge` the principal again, which may refuse it."""
 
     async def drain(self, deadline: float) -> None:
         """Finish what is open until `deadline` (of the loop's clock), say goodbye, and close."""
@@ -335,6 +338,17 @@ class Hub:
             place.release()
         if not self._connections:
             self._empty.set()
+
+    def review(self, judge: Callable[[Any], Any]) -> None:
+        """Have every connection look again at who it is for.
+
+        A fault of one stands in the log and keeps none of the others from it.
+        """
+        for connection in list(self._connections):
+            try:
+                connection.review(judge)
+            except Exception:
+                _LOGGER.exception("a connection could not be looked at again")
 
     async def wait_empty(self) -> None:
         """Wait until every connection has been removed."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from mcpgw.access.tokens import Principal, Tokens
+from mcpgw.access.tokens import Principal, Verifier
 from mcpgw.deadlines import Deadline, Deadlines
 from mcpgw.errors import AuthRequired, PermissionDenied, TokenExpired
 from mcpgw.settings import AuthSettings
@@ -30,7 +30,7 @@ class Identity:
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Verifier,
         settings: AuthSettings,
         deadlines: Deadlines,
         principal: Principal | None,

@@ -12,7 +12,10 @@ from typing import Any, TypeVar, cast
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.configured import configured_tokens
+from mcpgw.access.logins import Granted, Visitor
 from mcpgw.access.permissions import require_approve, require_publish_events
+from mcpgw.access.service import AccessService, role_faults, running_access
+from mcpgw.access.tickets import Purpose
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.administration import Administration
 from mcpgw.aggregate import McpDoor, Visit
@@ -48,10 +51,13 @@ from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
 
 __all__ = [
     "Actor",
+    "Granted",
     "Principal",
+    "Purpose",
     "RestCall",
     "Services",
     "Visit",
+    "Visitor",
     "WriterParts",
     "require_approve",
     "require_publish_events",
@@ -97,6 +103,7 @@ class Services:
     store: Store
     catalogs: CatalogService
     administration: Administration
+    access: AccessService
     deadlines: Deadlines = field(default_factory=Deadlines)
     turns: Turns = field(default_factory=Turns)
     _made: dict[str, tuple[Config, object]] = field(default_factory=dict, repr=False)
@@ -157,7 +164,14 @@ class Services:
         if token is None:
             return None, None
         try:
-            return self.tokens.verify(token), None
+            return self.access.authority.verify(token), None
+        except AuthFailed as refused:
+            return None, refused
+
+    def take_ticket(self, ticket: str, purpose: Purpose) -> tuple[Principal | None, AuthFailed | None]:
+        """Who a ticket is for; and where it does not hold, why."""
+        try:
+            return self.access.take_ticket(ticket, purpose), None
         except AuthFailed as refused:
             return None, refused
 
@@ -196,7 +210,7 @@ class Services:
         settings = ConversationSettings(self.config.auth, self.config.websocket, self.config.sessions)
         parts = ConversationParts(
             self.gateway,
-            self.tokens,
+            self.access.authority,
             self.bus,
             self.rooms,
             self.sessions,
@@ -308,6 +322,8 @@ async def running_services(loaded: Config) -> AsyncIterator[Services]:
         ConfigError: something of the configuration cannot be used on this machine.
     """
     frames.prepare()
+    if faults := role_faults(loaded.roles):
+        raise ConfigError(faults)
     tokens = configured_tokens(loaded, create_key=True)
     store = await Store.open(
         loaded.store.url or loaded.data.dir / "mcpgw.db", busy_timeout=loaded.store.busy_timeout
@@ -383,8 +399,20 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                 door = McpDoor(
                     gateway, limits, records, config.mcp, max_body_size=config.server.max_body_size
                 )
+                access = AccessService(
+                    store,
+                    tokens,
+                    audit=audit,
+                    settings=config.auth,
+                    roles=lambda: configuration.in_force.roles,
+                    on_change=hub.review,
+                )
                 try:
-                    async with door.running() as mcp, _watched(configuration, stored.seen):
+                    async with (
+                        door.running() as mcp,
+                        _watched(configuration, stored.seen),
+                        running_access(access, tidy_interval=config.server.sweep_interval),
+                    ):
                         yield Services(
                             configuration,
                             gateway,
@@ -401,6 +429,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                             store,
                             catalogs,
                             administration,
+                            access,
                         )
                 finally:
                     sessions.close()  # before the audit log, which has the ends of their calls

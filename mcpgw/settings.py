@@ -239,6 +239,45 @@ class AuthSettings:
         minimum=1,
         maximum=1000,
     )
+    access_time: float = _setting(
+        600.0,
+        "How long the access token of a login holds; then it is refreshed.",
+        unit="seconds",
+        minimum=10,
+        maximum=DAY,
+    )
+    login_time: float = _setting(
+        14.0 * DAY,
+        "How long a login can be refreshed; then one logs in again.",
+        unit="seconds",
+        minimum=60,
+        maximum=366 * DAY,
+    )
+    ticket_time: float = _setting(
+        30.0,
+        "How long a ticket for one connection can be used.",
+        unit="seconds",
+        minimum=1,
+        maximum=300,
+    )
+    rate: float = _setting(
+        2.0,
+        "Requests to log in, refresh and log out from one address, over a while; those above it get "
+        "rate_limited.",
+        unit="requests per second",
+        minimum=0.01,
+        maximum=10_000,
+    )
+    burst: int = _setting(
+        30, "Such requests from one address at once.", unit="requests", minimum=1, maximum=100_000
+    )
+    watch_interval: float = _setting(
+        0.5,
+        "Time between two looks for what commands and other gateways have changed of users, logins and keys.",
+        unit="seconds",
+        minimum=0.05,
+        maximum=60,
+    )
 
 
 @dataclass(frozen=True)

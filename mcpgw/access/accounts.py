@@ -38,8 +38,8 @@ def check_user_name(name: str) -> None:
         raise ConfigError(
             [
                 (
-                    f"{name[:64]!r} is no name of a user: letters, digits and _ . @ + -, the first a letter or "
-                    "a digit, at most 128"
+                    f"{name[:64]!r} is no name of a user: letters, digits and _ . @ + -, the first a letter "
+                    "or a digit, at most 128"
                 )
             ]
         )

@@ -1,7 +1,8 @@
 """How long one has to wait after failed logins: growing pauses per account and per address.
 
 An attempt counts as failed from its beginning until it has succeeded, so that many at once are no way around.
-The account's name is taken as it was typed, whether there is such an account or not: the answers tell nothing.
+The account's name is taken as it was typed, whether there is such an account or not: the answers tell
+nothing.
 """
 
 import time

@@ -201,6 +201,24 @@ def require_publish_events(caller: Caller) -> None:
         raise _denied(PUBLISH_EVENTS)
 
 
+def bounded(granted: frozenset[str], limit: frozenset[str]) -> frozenset[str]:
+    """What both `granted` and `limit` allow: the narrower scope of each two of which one covers the other."""
+    return frozenset(
+        {scope for scope in granted if covers(limit, scope)}
+        | {scope for scope in limit if covers(granted, scope)}
+    )
+
+
+def covers(scopes: frozenset[str], scope: str) -> bool:
+    """Whether `scopes` allow all that `scope` alone would."""
+    if scope in scopes or ADMIN in scopes:
+        return True
+    if scope.startswith(_ONE_SERVER):
+        server = scope.removeprefix(_ONE_SERVER).partition("/")[0]
+        return CALL_TOOLS in scopes or f"{_ONE_SERVER}{server}" in scopes
+    return scope.startswith(_ONE_ROOM) and JOIN_ROOMS in scopes
+
+
 def _denied(scope: str) -> PermissionDenied:
     return PermissionDenied(f"the token lacks the scope {scope!r}", details={"missingScope": scope})
 

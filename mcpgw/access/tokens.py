@@ -11,7 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,6 +19,7 @@ from jwt.exceptions import InvalidJTIError, InvalidSubjectError
 
 from mcpgw.access.permissions import check_scope
 from mcpgw.errors import AuthFailed, ConfigError, TokenExpired, suggest
+from mcpgw.roles import NO_RULES, ToolRules
 
 ALGORITHMS: Final = ("HS256", "RS256", "ES256", "EdDSA")
 """Signature algorithms (RFC 7518 section 3.1, RFC 8037): HS256 has a shared secret, the others a key pair."""
@@ -32,6 +33,7 @@ MAXIMUM_NAME: Final = 256
 MAXIMUM_SCOPES: Final = 100
 
 _SYMMETRIC = "HS256"
+_LOGIN = "mcpgw_login"
 _REQUIRED_CLAIMS = ("exp", "iat", "sub", "iss", "aud")
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last that datetime can tell
 _UNSEEN = {
@@ -49,13 +51,32 @@ class Principal:
 
     `user` is its ``sub``; `scopes` are as they stand in the token, unknown ones too (they grant nothing);
     `expires_at` is its ``exp`` in seconds since the epoch, without leeway; `token_id` is its ``jti`` or,
-    where it has none, a digest of its claims.
+    where it has none, a digest of its claims. `login` is the login that it was made for, `key` the id of an
+    API key; both are empty where it is neither. Of a user of the store `role` is the role and `rules` what
+    that role says of tools, and `scopes` are no more than the role has; `granted` are then those of the
+    credential itself.
     """
 
     user: str
     scopes: frozenset[str]
     expires_at: float
     token_id: str
+    login: str = ""
+    key: str = ""
+    role: str = ""
+    rules: ToolRules = NO_RULES
+    granted: frozenset[str] | None = None
+
+
+class Verifier(Protocol):
+    """Who tells whom a credential proves."""
+
+    def verify(self, token: str, /) -> Principal:
+        """Who `token` speaks for.
+
+        Raises:
+            AuthFailed: it does not hold; `TokenExpired` where its time is over.
+        """
 
 
 class Tokens:
@@ -137,11 +158,21 @@ class Tokens:
                 f"the token's 'sub' must be 1 to {MAXIMUM_NAME} characters without control characters"
             )
         return Principal(
-            user=user, scopes=_scopes(claims), expires_at=expires_at, token_id=_token_id(claims, token)
+            user=user,
+            scopes=_scopes(claims),
+            expires_at=expires_at,
+            token_id=_token_id(claims, token),
+            login=_login(claims) if self.can_issue else "",
         )
 
-    def issue(self, *, user: str, scopes: Iterable[str], ttl: float) -> str:
-        """A new token that lets `user` do what `scopes` say for `ttl` seconds.
+    @property
+    def can_issue(self) -> bool:
+        """Whether tokens are issued here; else they come from elsewhere."""
+        return self._algorithm == _SYMMETRIC
+
+    def issue(self, *, user: str, scopes: Iterable[str], ttl: float, login: str = "") -> str:
+        """A new token that lets `user` do what `scopes` say for `ttl` seconds; for a `login`, as long as
+        that holds and what the user's role says.
 
         Raises `ConfigError` where tokens are issued elsewhere (any algorithm but HS256), where a scope is not
         known, where `user` or `ttl` cannot be used, and where the token would be longer than is accepted.
@@ -176,6 +207,7 @@ class Tokens:
             "iat": int(now),
             "exp": math.ceil(now + ttl),
             "jti": secrets.token_hex(16),
+            **({_LOGIN: login} if login else {}),
         }
         token = self._reader.encode(claims, self._key, algorithm=self._algorithm)
         if len(token) > MAXIMUM_TOKEN_SIZE:
@@ -269,6 +301,13 @@ def _scopes(claims: dict[str, Any]) -> frozenset[str]:
     if len(scopes) > MAXIMUM_SCOPES:
         raise AuthFailed(f"the token has more than {MAXIMUM_SCOPES} scopes")
     return scopes
+
+
+def _login(claims: dict[str, Any]) -> str:
+    login = claims.get(_LOGIN, "")
+    if not isinstance(login, str) or len(login) > MAXIMUM_NAME:
+        raise AuthFailed(f"the token's {_LOGIN!r} must be text")
+    return login
 
 
 def _token_id(claims: dict[str, Any], token: str) -> str:

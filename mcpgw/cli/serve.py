@@ -53,10 +53,19 @@ def _say_ready(url: str, services: "Services") -> None:
         f"  API        {url}/docs",
         f"  Log file   {config.log.file.absolute()}",
         *(f"  {'Servers' if not index else '':<9}  {line}" for index, line in enumerate(servers)),
+        *_first_login(url, services),
         f"Call a tool from another terminal:  {_example(config)}",
         "Stop with Ctrl-C.",
     ]
     click.echo("\n".join(lines))
+
+
+def _first_login(url: str, services: "Services") -> list[str]:
+    """The link for the first admin; never in the log, and worth nothing once it was used."""
+    secret = services.access.first_link
+    if secret is None:
+        return []
+    return [f"Log in as the first admin (one use, within a day):  {url}/api/v1/auth/login#{secret}"]
 
 
 def _say_stopping(services: "Services") -> None:

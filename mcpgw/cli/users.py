@@ -45,6 +45,7 @@ def user() -> None:
 @data_dir_option
 @config_option
 def add_user(
+    *,
     name: str,
     role: str,
     link: bool,

@@ -3,6 +3,7 @@
 from mcpgw.store.catalogs import CatalogChanges, StoredCatalog, StoredEntry
 from mcpgw.store.changes import AccessChange, By
 from mcpgw.store.failures import StoreError
+from mcpgw.store.logins import Rotation, StoredLogin
 from mcpgw.store.overrides import StoredSetting
 from mcpgw.store.servers import StoredServer
 from mcpgw.store.store import Store
@@ -12,10 +13,12 @@ __all__ = [
     "AccessChange",
     "By",
     "CatalogChanges",
+    "Rotation",
     "Store",
     "StoreError",
     "StoredCatalog",
     "StoredEntry",
+    "StoredLogin",
     "StoredServer",
     "StoredSetting",
     "StoredUser",

@@ -22,6 +22,7 @@ from mcpgw.store.catalogs import CatalogTable
 from mcpgw.store.changes import ChangeTable
 from mcpgw.store.engine import READS, keep_journal, make_engine, migrate, shown_place
 from mcpgw.store.failures import StoreError, reason_of
+from mcpgw.store.logins import LoginTable
 from mcpgw.store.overrides import SettingTable, SwitchTable
 from mcpgw.store.servers import ServerTable
 from mcpgw.store.users import UserTable
@@ -33,7 +34,7 @@ BUSY_SECONDS = 5.0
 
 
 class Store:
-    """The database while it is open; `servers`, `catalogs`, `switches`, `settings`, `users` and the
+    """The database while it is open; `servers`, `catalogs`, `switches`, `settings`, `users`, `logins` and the
     journal `changes` are its tables.
 
     Made by `open`.
@@ -52,6 +53,7 @@ class Store:
         self.switches = SwitchTable(self.run)
         self.settings = SettingTable(self.run)
         self.users = UserTable(self.run)
+        self.logins = LoginTable(self.run)
         self.changes = ChangeTable(self.run)
 
     @classmethod

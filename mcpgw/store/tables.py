@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-LATEST: Final = "0003"
+LATEST: Final = "0004"
 """The newest revision in ``migrations/versions``."""
 
 METADATA: Final = MetaData(
@@ -119,4 +119,33 @@ ACCESS_CHANGES: Final = Table(
     Column("target", Text, nullable=False),
     # Whether the audit log of a gateway has it.
     Column("told", Boolean(create_constraint=False), nullable=False),
+)
+
+LOGINS: Final = Table(
+    "logins",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("user_name", String(128), ForeignKey("users.name", ondelete="CASCADE"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    # Zero as long as it holds.
+    Column("revoked_at", BigInteger, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("remote", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Index(None, "user_name"),
+    Index(None, "revoked_at"),
+)
+
+REFRESH_TOKENS: Final = Table(
+    "refresh_tokens",
+    METADATA,
+    # SHA-256 of the token, which is kept nowhere.
+    Column("hash", String(64), primary_key=True),
+    Column("login_id", String(32), ForeignKey("logins.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # Zero until it is used: a used one that comes again was stolen, or its thief came first.
+    Column("used_at", BigInteger, nullable=False),
+    Index(None, "login_id"),
 )

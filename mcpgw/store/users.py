@@ -6,13 +6,14 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from mcpgw.store.changes import By, note_change
+from mcpgw.store.logins import end_logins_of
 from mcpgw.store.runner import Runner, now
 from mcpgw.store.tables import USERS
 
 
 @dataclass(frozen=True, slots=True)
 class StoredUser:
-    """One user. `password_hash` is empty where there is no password; times are milliseconds since the epoch."""
+    """One user. `password_hash` is empty where there is no password; times are in ms since the epoch."""
 
     name: str
     password_hash: str = field(repr=False)
@@ -66,9 +67,9 @@ class UserTable:
         return await self._run(write)
 
     async def set_password(self, name: str, password_hash: str, *, by: By) -> bool:
-        """Set the password, and make a link useless that was to set one; whether there is such a user."""
+        """Set the password, which ends every login and link; whether there is such a user."""
         values = {"password_hash": password_hash, "link_hash": "", "link_expires_at": 0}
-        return await self._change(name, values, by, "users.password")
+        return await self._change(name, values, by, "users.password", ends_logins="password")
 
     async def renew_hash(self, name: str, old: str, new: str) -> None:
         """Keep the same password with the costs of today, unless it was changed meanwhile."""
@@ -84,7 +85,8 @@ class UserTable:
         values: dict[str, Any] = {"disabled": disabled}
         if disabled:
             values |= {"link_hash": "", "link_expires_at": 0}
-        return await self._change(name, values, by, "users.disable" if disabled else "users.enable")
+        action, reason = ("users.disable", "disabled") if disabled else ("users.enable", "")
+        return await self._change(name, values, by, action, ends_logins=reason)
 
     async def set_link(self, name: str, link_hash: str, *, expires_at: int, by: By) -> bool:
         """Keep the hash of a one-use link, in the place of one before; whether there is such a user."""
@@ -106,19 +108,24 @@ class UserTable:
             values |= {"updated_by": row.name, "updated_at": now()}
             if password_hash:
                 values["password_hash"] = password_hash
+                end_logins_of(connection, row.name, "password", By(row.name, is_told=True))
             connection.execute(update(USERS).where(USERS.c.name == row.name).values(**values))
             note_change(connection, By(row.name, is_told=True), "users.link", row.name)
             return _get(connection, row.name)
 
         return await self._run(take)
 
-    async def _change(self, name: str, values: dict[str, Any], by: By, action: str) -> bool:
+    async def _change(
+        self, name: str, values: dict[str, Any], by: By, action: str, *, ends_logins: str = ""
+    ) -> bool:
         changed = {**values, "updated_by": by.user, "updated_at": now()}
 
         def write(connection: Connection) -> bool:
             if connection.execute(update(USERS).where(USERS.c.name == name).values(**changed)).rowcount == 0:
                 return False
             note_change(connection, by, action, name)
+            if ends_logins:
+                end_logins_of(connection, name, ends_logins, by)
             return True
 
         return await self._run(write)

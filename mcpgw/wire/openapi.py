@@ -34,6 +34,7 @@ _TAGS: Final[Mapping[str, str]] = {
     "tools": "Calling tools.",
     "servers": "The backend servers and their lives.",
     "approvals": "Calls that wait until somebody approves them.",
+    "auth": "Logging in and out.",
     "catalogs": "Lists of servers that others publish.",
     "gateway": "The gateway itself.",
     "config": "Its configuration.",

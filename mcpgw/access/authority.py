@@ -1,0 +1,105 @@
+"""Who a credential proves, from memory: nothing here waits for the database.
+
+What the store has of users and logins is read as a whole when it has changed, and put in the place of what
+was there. So a frame, a request and an upgrade cost no more than a look into a dictionary, and what is
+revoked holds no more from the moment in which it was read.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from mcpgw.access.permissions import bounded
+from mcpgw.access.tokens import Principal, Tokens
+from mcpgw.errors import AuthFailed, TokenExpired
+from mcpgw.roles import NO_RULES, Role
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUser:
+    """What is known of a user at any time."""
+
+    role: str
+    disabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store has of those who may come in.
+
+    `revoked` are the logins that were ended while an access token of theirs may still be around.
+    """
+
+    users: Mapping[str, KnownUser] = field(default_factory=dict)
+    revoked: frozenset[str] = frozenset()
+
+
+class Authority:
+    """Verifies credentials, and looks at those again that were verified before.
+
+    `roles` gives the roles in force; `clock` the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self, tokens: Tokens, roles: Callable[[], Mapping[str, Role]], *, clock: Clock = time.time
+    ) -> None:
+        self._tokens = tokens
+        self._roles = roles
+        self._clock = clock
+        self._known = Known()
+
+    @property
+    def known(self) -> Known:
+        """What the store had when it was read last."""
+        return self._known
+
+    def learn(self, known: Known) -> None:
+        """Hold everybody to what the store has now."""
+        self._known = known
+
+    def verify(self, token: str, /) -> Principal:
+        """Who a credential speaks for, and what they may do now.
+
+        Raises:
+            AuthFailed: it does not hold, its login has ended, or its user is disabled.
+            TokenExpired: its time is over.
+        """
+        return self._as_known(self._tokens.verify(token))
+
+    def review(self, principal: Principal) -> Principal:
+        """Who was verified before, with what they may do now.
+
+        Raises:
+            AuthFailed: the credential holds no more.
+        """
+        return self._as_known(principal)
+
+    def _as_known(self, principal: Principal) -> Principal:
+        known = self._known
+        if principal.login and principal.login in known.revoked:
+            raise AuthFailed("this login has ended: log in again")
+        user = known.users.get(principal.user)
+        if user is None:
+            if principal.login:
+                raise AuthFailed("the user of this login is not there any more")
+            return principal
+        if user.disabled:
+            raise AuthFailed("this user is disabled")
+        role = self._roles().get(user.role)
+        # A role that is configured no more allows nothing.
+        limit = frozenset[str]() if role is None else role.scopes
+        granted = principal.scopes if principal.granted is None else principal.granted
+        return replace(
+            principal,
+            scopes=limit if principal.login else bounded(granted, limit),
+            role=user.role,
+            rules=NO_RULES if role is None else role.rules,
+            granted=granted,
+        )
+
+    def require_time(self, principal: Principal) -> None:
+        """Raise `TokenExpired` where the time of what was verified before is over."""
+        if self._clock() >= principal.expires_at:
+            raise TokenExpired("the token has expired; get a new one")
