@@ -262,7 +262,7 @@ class EventStream(BaseHandler):
 
     def _end_with_the_token(self, reader: EventReader | None) -> asyncio.TimerHandle | None:
         """A stream ends with the token that began it: nothing can renew it in place."""
-        if self.principal is None or reader is None:
+        if self.principal is None or reader is None or math.isinf(self.principal.expires_at):
             return None
         left = self.principal.expires_at + self.services.config.auth.leeway - time.time()
         return asyncio.get_running_loop().call_later(left, self._token_is_over, reader)

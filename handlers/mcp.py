@@ -21,6 +21,7 @@ from mcpgw.services import Principal, Visit
 
 from .base import ApiHandler
 
+_LONGEST_STREAM = 30 * 86_400.0
 _ALLOWED_HEADERS = "Accept, Authorization, Content-Type, Last-Event-ID, Mcp-Method, Mcp-Name"
 _EXPOSED_HEADERS = "Mcp-Session-Id, Mcp-Protocol-Version, Retry-After, WWW-Authenticate"
 _PARAMETER_HEADER = re.compile(r"mcp-[a-z0-9-]{1,100}", re.IGNORECASE)
@@ -63,7 +64,8 @@ class McpHandler(ApiHandler):
     async def get(self, server_id: str | None = None) -> None:
         """A stream of what the gateway says unasked in a session, until its token's time is over."""
         self._is_stream = True
-        left = self.caller.expires_at + self.services.config.auth.leeway - time.time()
+        # A key may have no end.
+        left = min(self.caller.expires_at + self.services.config.auth.leeway - time.time(), _LONGEST_STREAM)
         expiry = asyncio.get_running_loop().call_later(left, self._ending.set)
         try:
             await self._serve(server_id)

@@ -18,6 +18,7 @@ from .docs import DocsHandler
 from .echo import EchoSocket
 from .events import EventStream, ProtectedEventStream
 from .gateway import GatewayHandler, StatisticsHandler
+from .keys import KeysHandler, OneKeyHandler
 from .mcp import McpHandler
 from .metrics import MetricsHandler
 from .openapi import OpenApiHandler
@@ -45,6 +46,8 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/api/v1/auth/logout", LogoutHandler),
     (r"/api/v1/auth/me", MeHandler),
     (r"/api/v1/auth/ticket", TicketHandler),
+    (r"/api/v1/keys", KeysHandler),
+    (r"/api/v1/keys/([^/]{1,64})", OneKeyHandler),
     (r"/api/v1/servers", ServersHandler),
     (r"/api/v1/servers/([^/]{1,192})", OneServerHandler),
     (r"/api/v1/servers/([^/]{1,192})/(start|stop|restart|enable|disable)", ServerActionHandler),

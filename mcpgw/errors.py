@@ -143,6 +143,10 @@ class CatalogNotFound(NotFound):
     code = "not_found"
 
 
+class KeyNotFound(CatalogNotFound):
+    """Issued, over HTTP alone, when no API key has the id that was sent."""
+
+
 class UnknownCall(NotFound):
     """Issued when a ``cancel`` names an id that no open call has."""
 

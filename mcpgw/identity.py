@@ -1,5 +1,6 @@
 """Who is on the other end of a conversation: what was proved, how long it holds, and the time to prove it."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -113,6 +114,9 @@ class Identity:
     def _watch_expiry(self, principal: Principal) -> None:
         if self._expiry is not None:
             self._expiry.cancel()
+        if math.isinf(principal.expires_at):
+            self._expiry = None
+            return
         left = principal.expires_at + self._settings.leeway - time.time()
         self._expiry = self._deadlines.call_later(left, self._look_again)
 

@@ -15,6 +15,7 @@ _DOTTED = re.compile(r"(?<![A-Za-z0-9_.-])[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+)++
 _AUTHORIZATION = re.compile(
     r"""(authorization\\?["']?\s?[:=]\s?\\?["']?)(?:[A-Za-z]+\s)?[^\s"'\\,;]+""", re.IGNORECASE
 )
+_OWN = re.compile(r"(mcpgw_[0-9a-f]{12}_|mcpgw-(?:link|refresh|ticket)-)[A-Za-z0-9_-]++")
 _BEARER = re.compile(r"""(bearer(?:\s|\\[tnr])+)[^\s"'\\,;]+""", re.IGNORECASE)
 _NAMED = re.compile(
     rf"""({_SECRET_WORDS}(?:=\\?["']?|\\?["']\s?:\s?\\?["']))[^\s&"'\\#;,<>]+""", re.IGNORECASE
@@ -25,10 +26,13 @@ _PYDANTIC_INPUT = re.compile(r"input_value=.*?(?=, input_type=|\Z)", re.DOTALL)
 def redact(text: str) -> str:
     """`text` with everything masked that looks like a secret.
 
-    JSON Web Tokens, whatever stands behind ``Bearer`` or ``Authorization``, and the values of names that end
-    in token, ticket, secret, password or api key, written ``name=value`` or as a member of JSON.
+    JSON Web Tokens, the gateway's own keys, links, refresh tokens and tickets, whatever stands behind
+    ``Bearer`` or ``Authorization``, and the values of names that end in token, ticket, secret, password or api key,
+    written ``name=value`` or as a member of JSON.
     """
     text = _DOTTED.sub(_without_web_token, text)
+    if "mcpgw" in text:
+        text = _OWN.sub(rf"\1{REDACTED}", text)
     text = _AUTHORIZATION.sub(rf"\1{REDACTED}", text)
     text = _BEARER.sub(rf"\1{REDACTED}", text)
     return _NAMED.sub(rf"\1{REDACTED}", text)

@@ -12,8 +12,9 @@ from typing import Any, TypeVar, cast
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.configured import configured_tokens
+from mcpgw.access.keys import described_key
 from mcpgw.access.logins import Granted, Visitor
-from mcpgw.access.permissions import require_approve, require_publish_events
+from mcpgw.access.permissions import require_approve, require_covered, require_publish_events
 from mcpgw.access.service import AccessService, role_faults, running_access
 from mcpgw.access.tickets import Purpose
 from mcpgw.access.tokens import Principal, Tokens
@@ -59,7 +60,9 @@ __all__ = [
     "Visit",
     "Visitor",
     "WriterParts",
+    "described_key",
     "require_approve",
+    "require_covered",
     "require_publish_events",
     "running_services",
 ]

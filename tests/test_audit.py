@@ -58,6 +58,7 @@ def test_each_event_says_who_from_where_what_and_what_came_of_it(path: Path) -> 
             outcome="approved",
         )
         audit.admin(ANN, action="servers.restart", target="memory")
+        audit.access(ANN, action="login.logout", target="l-1")
         audit.disconnect(ANN, kind="websocket", code=1000, seconds=12.3456)
         audit.disconnect(ANN, kind="sse", code=None, seconds=1)
     who = {"user": "ann", "tokenId": "t-1", "client": "4f2a"}
@@ -98,6 +99,12 @@ def test_each_event_says_who_from_where_what_and_what_came_of_it(path: Path) -> 
             "event": "admin",
             **common,
             "what": {"action": "servers.restart", "target": "memory"},
+            "outcome": "ok",
+        },
+        {
+            "event": "access",
+            **common,
+            "what": {"action": "login.logout", "target": "l-1"},
             "outcome": "ok",
         },
         {

@@ -5,16 +5,24 @@ was there. So a frame, a request and an upgrade cost no more than a look into a 
 revoked holds no more from the moment in which it was read.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Final
 
+from mcpgw.access.accounts import digest
+from mcpgw.access.keys import KEY_PREFIX
 from mcpgw.access.permissions import bounded
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.errors import AuthFailed, TokenExpired
 from mcpgw.roles import NO_RULES, Role
+from mcpgw.store import StoredKey
 
 Clock = Callable[[], float]
+
+_LONGEST_KEY: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +33,22 @@ class KnownUser:
     disabled: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Known:
     """What the store has of those who may come in.
 
-    `revoked` are the logins that were ended while an access token of theirs may still be around.
+    `revoked` are the logins that were ended while an access token of theirs may still be around; `keys` those
+    that hold, by the SHA-256 of the whole key.
     """
 
     users: Mapping[str, KnownUser] = field(default_factory=dict)
     revoked: frozenset[str] = frozenset()
+    keys: Mapping[str, StoredKey] = field(default_factory=dict)
+
+    @cached_property
+    def key_ids(self) -> frozenset[str]:
+        """The ids of the keys that hold."""
+        return frozenset(key.id for key in self.keys.values())
 
 
 class Authority:
@@ -49,6 +64,7 @@ class Authority:
         self._roles = roles
         self._clock = clock
         self._known = Known()
+        self._used: dict[str, int] = {}
 
     @property
     def known(self) -> Known:
@@ -66,7 +82,14 @@ class Authority:
             AuthFailed: it does not hold, its login has ended, or its user is disabled.
             TokenExpired: its time is over.
         """
+        if token.startswith(KEY_PREFIX):
+            return self._as_known(self._of_key(token))
         return self._as_known(self._tokens.verify(token))
+
+    def take_used(self) -> dict[str, int]:
+        """When keys were used since this was last asked, by id, in ms since the epoch."""
+        used, self._used = self._used, {}
+        return used
 
     def review(self, principal: Principal) -> Principal:
         """Who was verified before, with what they may do now.
@@ -76,10 +99,29 @@ class Authority:
         """
         return self._as_known(principal)
 
+    def _of_key(self, secret: str) -> Principal:
+        # Found by the hash of all of it: the time of the search tells nothing of the secret.
+        key = self._known.keys.get(digest(secret)) if len(secret) <= _LONGEST_KEY else None
+        if key is None:
+            raise AuthFailed("the key does not hold: it was revoked, its time is over, or it is none")
+        now = self._clock()
+        if key.expires_at and now * 1000 >= key.expires_at:
+            raise TokenExpired("the key's time is over; make a new one")
+        self._used[key.id] = round(now * 1000)
+        return Principal(
+            user=key.user,
+            scopes=frozenset(key.scopes),
+            expires_at=key.expires_at / 1000 if key.expires_at else math.inf,
+            token_id=key.id,
+            key=key.id,
+        )
+
     def _as_known(self, principal: Principal) -> Principal:
         known = self._known
         if principal.login and principal.login in known.revoked:
             raise AuthFailed("this login has ended: log in again")
+        if principal.key and principal.key not in known.key_ids:
+            raise AuthFailed("the key was revoked")
         user = known.users.get(principal.user)
         if user is None:
             if principal.login:

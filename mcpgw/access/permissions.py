@@ -18,6 +18,7 @@ A tool's name may hold ``/``, ``:`` and spaces; the ``scope`` claim of a token i
 (RFC 8693 section 4.2), so a tool with a space in its name can only be granted by a claim that is a list.
 """
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from mcpgw.errors import ConfigError, PermissionDenied, suggest
@@ -207,6 +208,16 @@ def bounded(granted: frozenset[str], limit: frozenset[str]) -> frozenset[str]:
         {scope for scope in granted if covers(limit, scope)}
         | {scope for scope in limit if covers(granted, scope)}
     )
+
+
+def require_covered(caller: Caller, scopes: Iterable[str]) -> None:
+    """Raise `PermissionDenied`, with the first missing scope, unless `caller` may do what `scopes` allow."""
+    for scope in scopes:
+        if not covers(caller.scopes, scope):
+            raise PermissionDenied(
+                f"{scope[:_LONGEST_IN_A_MESSAGE]!r} is more than you may do yourself",
+                details={"missingScope": scope[:_LONGEST_IN_A_MESSAGE]},
+            )
 
 
 def covers(scopes: frozenset[str], scope: str) -> bool:

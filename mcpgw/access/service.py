@@ -9,6 +9,7 @@ from sqlalchemy import Connection, select
 
 from mcpgw.access.accounts import Accounts
 from mcpgw.access.authority import Authority, Known, KnownUser
+from mcpgw.access.keys import Keys
 from mcpgw.access.logins import Logins
 from mcpgw.access.passwords import Passwords
 from mcpgw.access.permissions import check_scope
@@ -19,7 +20,8 @@ from mcpgw.errors import ConfigError
 from mcpgw.logs import log_event
 from mcpgw.roles import Role
 from mcpgw.settings import AuthSettings
-from mcpgw.store import Store, StoreError
+from mcpgw.store import By, Store, StoreError
+from mcpgw.store.keys import good_keys
 from mcpgw.store.logins import revoked_since
 from mcpgw.store.runner import now
 from mcpgw.store.tables import USERS
@@ -80,11 +82,16 @@ class AccessService:
             refresh_known=self.read_changes,
         )
         self.tickets = Tickets(settings.ticket_time)
+        self.keys = Keys(store)
 
     @property
     def accounts(self) -> Accounts:
         """The users, for those who administer them."""
         return Accounts(self._store, self._passwords, self._roles())
+
+    def by(self, principal: Principal) -> By:
+        """Who makes a change that this gateway writes into its own audit log."""
+        return By(principal.user, is_told=True)
 
     def ticket(self, principal: Principal, purpose: Purpose, remote: str) -> str:
         """A ticket for one connection.
@@ -153,8 +160,17 @@ class AccessService:
             StoreError: the store cannot be used.
         """
         self.logins.sweep()
+        await self.note_used()
         await self._store.logins.prune()
         await self._store.changes.prune()
+
+    async def note_used(self) -> None:
+        """Keep when keys were used last.
+
+        Raises:
+            StoreError: the store cannot be written; what was to be kept is forgotten.
+        """
+        await self._store.keys.note_used(self.authority.take_used())
 
     def close(self) -> None:
         """Take no logins any more."""
@@ -165,7 +181,8 @@ class AccessService:
         users = {row.name: KnownUser(row.role, bool(row.disabled)) for row in connection.execute(query)}
         # Older ones have no access token any more that holds.
         around = self._settings.access_time + self._settings.leeway + _MARGIN_SECONDS
-        return Known(users, frozenset(revoked_since(connection, now() - round(around * 1000))))
+        revoked = frozenset(revoked_since(connection, now() - round(around * 1000)))
+        return Known(users, revoked, {key.hash: key for key in good_keys(connection)})
 
     async def _tell_untold(self) -> None:
         for change in await self._store.changes.take_untold():
@@ -199,4 +216,6 @@ async def running_access(access: AccessService, *, tidy_interval: float) -> Asyn
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(StoreError):  # it is in the log
+            await access.note_used()
         access.close()

@@ -11,6 +11,7 @@ from mcpgw.cli.catalog import catalog
 from mcpgw.cli.configuration import check, init
 from mcpgw.cli.connect import connect
 from mcpgw.cli.exit_codes import ExitCode
+from mcpgw.cli.keys import keys
 from mcpgw.cli.listings import events, tools
 from mcpgw.cli.output import ends_with
 from mcpgw.cli.running_config import config
@@ -58,7 +59,7 @@ def show_help(context: click.Context, names: tuple[str, ...]) -> None:
 
 
 _COMMANDS = (
-    *(serve, check, init, token, user),
+    *(serve, check, init, token, user, keys),
     *(servers, catalog, config, tools, events, call, approvals),
     *(connect, stdio, show_help),
 )

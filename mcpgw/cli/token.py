@@ -16,8 +16,10 @@ _DEFAULT_SCOPES: Final = ("tools:call", "servers:read", "events:read")
 _TTL: Final = re.compile(r"([0-9]{1,9})([smhd]?)")
 
 
-def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    """``90`` (seconds), ``30m``, ``8h``, ``7d`` as a number of seconds."""
+def seconds_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """``90`` (seconds), ``30m``, ``8h``, ``7d`` as a number of seconds; None where nothing was given."""
+    if value is None:
+        return None
     match = _TTL.fullmatch(value)
     if match is None:
         raise click.BadParameter(f"{value!r} is no time: write 90 (seconds), 30m, 8h or 7d", ctx, param)
@@ -55,7 +57,7 @@ class _WithScopes(click.Command):
 )
 @click.option(
     "--ttl",
-    callback=_seconds,
+    callback=seconds_of,
     default="8h",
     metavar="TIME",
     show_default=True,

@@ -3,6 +3,7 @@
 from mcpgw.store.catalogs import CatalogChanges, StoredCatalog, StoredEntry
 from mcpgw.store.changes import AccessChange, By
 from mcpgw.store.failures import StoreError
+from mcpgw.store.keys import StoredKey
 from mcpgw.store.logins import Rotation, StoredLogin
 from mcpgw.store.overrides import StoredSetting
 from mcpgw.store.servers import StoredServer
@@ -18,6 +19,7 @@ __all__ = [
     "StoreError",
     "StoredCatalog",
     "StoredEntry",
+    "StoredKey",
     "StoredLogin",
     "StoredServer",
     "StoredSetting",

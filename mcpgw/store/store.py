@@ -22,6 +22,7 @@ from mcpgw.store.catalogs import CatalogTable
 from mcpgw.store.changes import ChangeTable
 from mcpgw.store.engine import READS, keep_journal, make_engine, migrate, shown_place
 from mcpgw.store.failures import StoreError, reason_of
+from mcpgw.store.keys import KeyTable
 from mcpgw.store.logins import LoginTable
 from mcpgw.store.overrides import SettingTable, SwitchTable
 from mcpgw.store.servers import ServerTable
@@ -34,8 +35,8 @@ BUSY_SECONDS = 5.0
 
 
 class Store:
-    """The database while it is open; `servers`, `catalogs`, `switches`, `settings`, `users`, `logins` and the
-    journal `changes` are its tables.
+    """The database while it is open; `servers`, `catalogs`, `switches`, `settings`, `users`, `logins`, `keys`
+    and the journal `changes` are its tables.
 
     Made by `open`.
 
@@ -54,6 +55,7 @@ class Store:
         self.settings = SettingTable(self.run)
         self.users = UserTable(self.run)
         self.logins = LoginTable(self.run)
+        self.keys = KeyTable(self.run)
         self.changes = ChangeTable(self.run)
 
     @classmethod

@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-LATEST: Final = "0004"
+LATEST: Final = "0005"
 """The newest revision in ``migrations/versions``."""
 
 METADATA: Final = MetaData(
@@ -148,4 +148,23 @@ REFRESH_TOKENS: Final = Table(
     # Zero until it is used: a used one that comes again was stolen, or its thief came first.
     Column("used_at", BigInteger, nullable=False),
     Index(None, "login_id"),
+)
+
+API_KEYS: Final = Table(
+    "api_keys",
+    METADATA,
+    # The part of the key that may be shown.
+    Column("id", String(32), primary_key=True),
+    # SHA-256 of the whole key, which is kept nowhere.
+    Column("hash", String(64), nullable=False),
+    Column("user_name", String(256), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # Zero where it has no end, was not revoked, was never used.
+    Column("expires_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger, nullable=False),
+    Index(None, "user_name"),
 )

@@ -58,6 +58,7 @@ PATH_PARAMETERS: Final[Mapping[str, Parameter]] = {
         Parameter("catalog", "The id of a catalog.", _text(64), "path"),
         Parameter("entry", "The name of one of its entries.", _text(256), "path"),
         Parameter("user", "The name of a user.", _text(256), "path"),
+        Parameter("key", "The id of an API key.", _text(64), "path"),
         Parameter("approval", "The id of what is to be approved.", _text(64), "path"),
     )
 }
@@ -138,6 +139,22 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         errors=(429, 503),
         help="That of the access token in Authorization, else that of the refresh token.",
     ),
+    Operation(
+        "get", "/api/v1/keys", "listKeys", "auth", "One's own API keys; for an admin all", "", "api_keys"
+    ),
+    Operation(
+        "post",
+        "/api/v1/keys",
+        "makeKey",
+        "auth",
+        "Make an API key, which is shown this once",
+        "",
+        "api_key_made",
+        status=201,
+        body="key",
+        help="It can allow no more than its maker may. For another user: admin.",
+    ),
+    Operation("delete", "/api/v1/keys/{key}", "revokeKey", "auth", "Revoke an API key", "", status=204),
     Operation("get", "/api/v1/auth/me", "getMe", "auth", "Who the caller is", "", "me"),
     Operation(
         "post",
