@@ -27,8 +27,8 @@ def redact(text: str) -> str:
     """`text` with everything masked that looks like a secret.
 
     JSON Web Tokens, the gateway's own keys, links, refresh tokens and tickets, whatever stands behind
-    ``Bearer`` or ``Authorization``, and the values of names that end in token, ticket, secret, password or api key,
-    written ``name=value`` or as a member of JSON.
+    ``Bearer`` or ``Authorization``, and the values of names that end in token, ticket, secret, password or
+    api key, written ``name=value`` or as a member of JSON.
     """
     text = _DOTTED.sub(_without_web_token, text)
     if "mcpgw" in text:

@@ -132,10 +132,11 @@ class Authority:
         role = self._roles().get(user.role)
         # A role that is configured no more allows nothing.
         limit = frozenset[str]() if role is None else role.scopes
-        granted = principal.scopes if principal.granted is None else principal.granted
+        # What a login may do is what its role says; a token or a key says itself what it is for.
+        granted = principal.granted if principal.granted is not None or principal.login else principal.scopes
         return replace(
             principal,
-            scopes=limit if principal.login else bounded(granted, limit),
+            scopes=limit if granted is None else bounded(granted, limit),
             role=user.role,
             rules=NO_RULES if role is None else role.rules,
             granted=granted,
@@ -145,3 +146,10 @@ class Authority:
         """Raise `TokenExpired` where the time of what was verified before is over."""
         if self._clock() >= principal.expires_at:
             raise TokenExpired("the token has expired; get a new one")
+
+
+def as_role(user: str, role: Role) -> Principal:
+    """What a login of a user with that role may do."""
+    return Principal(
+        user=user, scopes=role.scopes, expires_at=math.inf, token_id="", role=role.name, rules=role.rules
+    )

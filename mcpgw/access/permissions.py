@@ -19,9 +19,11 @@ A tool's name may hold ``/``, ``:`` and spaces; the ``scope`` claim of a token i
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mcpgw.errors import ConfigError, PermissionDenied, suggest
+from mcpgw.roles import NO_RULES, ToolRules
 from mcpgw.server_definitions import SERVER_NAME
 
 ADMIN: Final = "admin"
@@ -62,6 +64,24 @@ class Caller(Protocol):
         """The scopes that were granted."""
 
 
+class ToolCaller(Caller, Protocol):
+    """Whoever asks for tools: `rules` are those of the `role`, `granted` the scopes of a token or a key that
+    bound what the rules allow, None where nothing does.
+    """
+
+    @property
+    def rules(self) -> ToolRules:
+        """What the role allows and denies."""
+
+    @property
+    def role(self) -> str:
+        """The name of the role; empty where there is none."""
+
+    @property
+    def granted(self) -> frozenset[str] | None:
+        """The scopes of the credential itself."""
+
+
 def check_scope(text: str) -> None:
     """Raise `ConfigError`, with the nearest right scope, where `text` breaks the grammar above."""
     if text in SCOPES:
@@ -88,33 +108,61 @@ def check_scope(text: str) -> None:
     raise ConfigError([f"scope {shown} is not known{suggest(text, known)}{narrow}"])
 
 
-def may_call(caller: Caller, server: str, tool: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a tool may be called, and the scope or the rule that decided it, in words."""
+
+    is_allowed: bool
+    reason: str
+
+
+def decide_call(caller: ToolCaller, server: str, tool: str) -> Decision:
+    """Whether `caller` may call `tool` of `server`, and why: what is denied wins over what is allowed."""
+    denied = caller.rules.denying(server, tool)
+    if denied is not None:
+        return Decision(False, f"the role {caller.role!r} denies {denied.text!r}")
+    scope = _granting(caller.scopes, server, tool)
+    if scope is not None:
+        return Decision(True, f"the scope {scope!r} allows it")
+    allowed = caller.rules.allowing(server, tool)
+    if allowed is None:
+        return Decision(False, "no scope and no rule allows it")
+    if caller.granted is not None and _granting(caller.granted, server, tool) is None:
+        return Decision(False, f"the role allows {allowed.text!r}, and no scope of the token or the key does")
+    return Decision(True, f"the role {caller.role!r} allows {allowed.text!r}")
+
+
+def may_call(caller: ToolCaller, server: str, tool: str) -> bool:
     """Whether `caller` may call `tool` of `server`."""
-    if _has(caller, CALL_TOOLS):
-        return True
-    if not SERVER_NAME.fullmatch(server):
+    if caller.rules is NO_RULES:
+        return _granting(caller.scopes, server, tool) is not None
+    return decide_call(caller, server, tool).is_allowed
+
+
+def may_call_any(caller: ToolCaller, server: str) -> bool:
+    """Whether `caller` may call at least one tool of `server`, as far as patterns tell."""
+    rules = caller.rules
+    if any(pattern.covers(server) for pattern in rules.deny):
         return False
-    return f"{_ONE_SERVER}{server}" in caller.scopes or (
-        _is_tool_name(tool) and f"{_ONE_SERVER}{server}/{tool}" in caller.scopes
+    if _grants_any(caller.scopes, server):
+        return True
+    return any(pattern.touches(server) for pattern in rules.allow) and (
+        caller.granted is None or _grants_any(caller.granted, server)
     )
 
 
-def may_call_any(caller: Caller, server: str) -> bool:
-    """Whether `caller` may call at least one tool of `server`."""
-    if _has(caller, CALL_TOOLS):
-        return True
-    if not SERVER_NAME.fullmatch(server):
+def may_use_server(caller: ToolCaller, server: str) -> bool:
+    """Whether `caller` may use all that `server` offers: its resources and prompts too.
+
+    A rule that denies a tool does not deny those; one that denies the server does.
+    """
+    rules = caller.rules
+    if any(pattern.covers(server) for pattern in rules.deny):
         return False
-    one_tool = f"{_ONE_SERVER}{server}/"  # the slash ends the server's name: `a` is not the start of `ab`
-    return f"{_ONE_SERVER}{server}" in caller.scopes or any(
-        scope.startswith(one_tool) and _is_tool_name(scope.removeprefix(one_tool)) for scope in caller.scopes
-    )
-
-
-def may_use_server(caller: Caller, server: str) -> bool:
-    """Whether `caller` may use all that `server` offers: its resources and prompts, and every tool."""
-    return _has(caller, CALL_TOOLS) or (
-        SERVER_NAME.fullmatch(server) is not None and f"{_ONE_SERVER}{server}" in caller.scopes
+    if _grants_server(caller.scopes, server):
+        return True
+    return any(pattern.covers(server) for pattern in rules.allow) and (
+        caller.granted is None or _grants_server(caller.granted, server)
     )
 
 
@@ -153,20 +201,22 @@ def may_join_room(caller: Caller, room: str) -> bool:
     return _has(caller, JOIN_ROOMS) or f"{_ONE_ROOM}{room}" in caller.scopes
 
 
-def require_call(caller: Caller, server: str, tool: str) -> None:
+def require_call(caller: ToolCaller, server: str, tool: str) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless `caller` may call `tool` of `server`."""
     if not may_call(caller, server, tool):
+        if caller.rules.denying(server, tool) is not None:
+            raise PermissionDenied(decide_call(caller, server, tool).reason)
         narrow = f"{_ONE_SERVER}{server}/{tool}"
         raise _denied(narrow if SERVER_NAME.fullmatch(server) and _is_tool_name(tool) else CALL_TOOLS)
 
 
-def require_call_any(caller: Caller, server: str) -> None:
+def require_call_any(caller: ToolCaller, server: str) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless some tool of `server` may be called."""
     if not may_call_any(caller, server):
         raise _denied(f"{_ONE_SERVER}{server}" if SERVER_NAME.fullmatch(server) else CALL_TOOLS)
 
 
-def require_use_server(caller: Caller, server: str) -> None:
+def require_use_server(caller: ToolCaller, server: str) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless all that `server` offers may be used."""
     if not may_use_server(caller, server):
         raise _denied(f"{_ONE_SERVER}{server}" if SERVER_NAME.fullmatch(server) else CALL_TOOLS)
@@ -228,6 +278,36 @@ def covers(scopes: frozenset[str], scope: str) -> bool:
         server = scope.removeprefix(_ONE_SERVER).partition("/")[0]
         return CALL_TOOLS in scopes or f"{_ONE_SERVER}{server}" in scopes
     return scope.startswith(_ONE_ROOM) and JOIN_ROOMS in scopes
+
+
+def _granting(scopes: frozenset[str], server: str, tool: str) -> str | None:
+    """The scope that allows a tool."""
+    if not scopes:
+        return None
+    for scope in (ADMIN, CALL_TOOLS):
+        if scope in scopes:
+            return scope
+    if not SERVER_NAME.fullmatch(server):
+        return None
+    whole, one = f"{_ONE_SERVER}{server}", f"{_ONE_SERVER}{server}/{tool}"
+    if whole in scopes:
+        return whole
+    return one if one in scopes and _is_tool_name(tool) else None
+
+
+def _grants_any(scopes: frozenset[str], server: str) -> bool:
+    if _grants_server(scopes, server):
+        return True
+    if not SERVER_NAME.fullmatch(server):
+        return False
+    one_tool = f"{_ONE_SERVER}{server}/"  # the slash ends the server's name: `a` is not the start of `ab`
+    return any(scope.startswith(one_tool) and _is_tool_name(scope.removeprefix(one_tool)) for scope in scopes)
+
+
+def _grants_server(scopes: frozenset[str], server: str) -> bool:
+    return bool(scopes & {ADMIN, CALL_TOOLS}) or (
+        SERVER_NAME.fullmatch(server) is not None and f"{_ONE_SERVER}{server}" in scopes
+    )
 
 
 def _denied(scope: str) -> PermissionDenied:

@@ -127,6 +127,9 @@ class AccessService:
             if newest != self._seen:
                 self.authority.learn(await self._store.run(self._read, reads=True))
                 await self._tell_untold()
+            if roles is not self._seen_roles:
+                for fault in role_faults(roles):  # such a scope allows nothing
+                    log_event(_LOGGER, logging.ERROR, "role fault", reason=fault)
             self._seen, self._seen_roles = newest, roles
             self._on_change(self.authority.review)
 

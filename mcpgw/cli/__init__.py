@@ -7,6 +7,7 @@ import click
 from mcpgw import __version__
 from mcpgw.cli.approvals import approvals
 from mcpgw.cli.call import call
+from mcpgw.cli.can import can
 from mcpgw.cli.catalog import catalog
 from mcpgw.cli.configuration import check, init
 from mcpgw.cli.connect import connect
@@ -59,7 +60,7 @@ def show_help(context: click.Context, names: tuple[str, ...]) -> None:
 
 
 _COMMANDS = (
-    *(serve, check, init, token, user, keys),
+    *(serve, check, init, token, user, keys, can),
     *(servers, catalog, config, tools, events, call, approvals),
     *(connect, stdio, show_help),
 )

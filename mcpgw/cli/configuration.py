@@ -28,8 +28,12 @@ def check(config: "Config") -> None:
     Takes the same flags as `mcpgw serve`, starts nothing and changes nothing. Secrets are never shown.
     """
     from mcpgw.access.configured import SigningKeyMissingError, configured_tokens  # noqa: PLC0415 - after --help
+    from mcpgw.access.service import role_faults  # noqa: PLC0415
+    from mcpgw.errors import ConfigError  # noqa: PLC0415
 
     with faults_reported():
+        if faults := role_faults(config.roles):
+            raise ConfigError(faults)
         try:
             configured_tokens(config, create_key=False)
         except SigningKeyMissingError:

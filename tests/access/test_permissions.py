@@ -7,12 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpgw.access.permissions import (
+    bounded,
     check_scope,
+    decide_call,
     may_call,
     may_call_any,
     may_read_calls,
     may_read_events,
     may_read_servers,
+    may_use_server,
     require_call,
     require_call_any,
     require_publish_events,
@@ -20,11 +23,15 @@ from mcpgw.access.permissions import (
     require_read_servers,
 )
 from mcpgw.errors import ConfigError, PermissionDenied
+from mcpgw.roles import NO_RULES, ToolPattern, ToolRules
 
 
 @dataclass(frozen=True)
 class Person:
     scopes: frozenset[str]
+    rules: ToolRules = NO_RULES
+    role: str = ""
+    granted: frozenset[str] | None = None
 
 
 def person(*scopes: str) -> Person:
@@ -190,3 +197,72 @@ def test_a_call_is_only_ever_allowed_by_a_right_scope_for_just_that_server_and_t
     else:
         with pytest.raises(PermissionDenied):
             require_call(caller, server, tool)
+
+
+def with_rules(
+    *scopes: str,
+    allow: tuple[str, ...] = (),
+    deny: tuple[str, ...] = (),
+    granted: tuple[str, ...] | None = None,
+) -> Person:
+    """Somebody whose role has rules."""
+    rules = ToolRules(tuple(map(ToolPattern.parse, allow)), tuple(map(ToolPattern.parse, deny)))
+    bound = None if granted is None else frozenset(granted)
+    return Person(frozenset(scopes), rules, "support", bound)
+
+
+def test_what_a_rule_denies_is_refused_whatever_allows_it_and_the_rule_is_named() -> None:
+    for scopes in (("admin",), ("tools:call",), ("tools:call:github/delete_repo",)):
+        caller = with_rules(*scopes, allow=("github",), deny=("*/delete_*",))
+        assert not may_call(caller, "github", "delete_repo")
+        with pytest.raises(PermissionDenied, match=r"the role 'support' denies '\*/delete_\*'"):
+            require_call(caller, "github", "delete_repo")
+    admin = with_rules("admin", deny=("*/delete_*", "secret"))
+    assert may_call(admin, "github", "get_repo")
+    assert may_use_server(admin, "github"), "a rule for tools denies no resources"
+    assert not may_call_any(admin, "secret")
+    assert not may_use_server(admin, "secret")
+
+
+def test_a_rule_allows_what_no_scope_does_and_nothing_beside_it() -> None:
+    caller = with_rules(allow=("memory", "github/get_*"))
+    assert may_call(caller, "memory", "add")
+    assert may_use_server(caller, "memory")
+    assert may_call(caller, "github", "get_repo")
+    assert not may_call(caller, "github", "add_repo")
+    assert may_call_any(caller, "github")
+    assert not may_use_server(caller, "github")
+    assert not may_call_any(caller, "other")
+    assert decide_call(caller, "github", "get_repo").reason == "the role 'support' allows 'github/get_*'"
+    assert decide_call(caller, "github", "x").reason == "no scope and no rule allows it"
+
+
+def test_a_key_may_use_no_more_of_its_role_s_rules_than_its_scopes_say() -> None:
+    narrow = with_rules(allow=("memory", "github"), granted=("servers:read", "tools:call:memory/add"))
+    assert may_call(narrow, "memory", "add")
+    assert not may_call(narrow, "memory", "remove")
+    assert may_call_any(narrow, "memory")
+    assert not may_use_server(narrow, "memory")
+    assert not may_call_any(narrow, "github")
+    assert "no scope of the token" in decide_call(narrow, "github", "x").reason
+    wide = with_rules(allow=("memory",), granted=("tools:call",))
+    assert may_use_server(wide, "memory")
+    assert not may_call(wide, "github", "x")
+
+
+@pytest.mark.parametrize(
+    ("granted", "limit", "left"),
+    [
+        ("admin", "tools:call servers:read", "tools:call servers:read"),
+        ("tools:call servers:read", "admin", "tools:call servers:read"),
+        ("tools:call", "tools:call:a tools:call:b/c", "tools:call:a tools:call:b/c"),
+        ("tools:call:a/x tools:call:b", "tools:call:a", "tools:call:a/x"),
+        ("tools:call:a", "tools:call:ab", ""),
+        ("rooms:join", "rooms:join:one", "rooms:join:one"),
+        ("servers:write", "servers:read", ""),
+        ("admin", "", ""),
+    ],
+)
+def test_of_two_lists_of_scopes_the_narrower_of_each_is_left(granted: str, limit: str, left: str) -> None:
+    one, other = frozenset(granted.split()), frozenset(limit.split())
+    assert bounded(one, other) == bounded(other, one) == frozenset(left.split())
