@@ -89,6 +89,7 @@ class Conversation:
             settings.auth,
             parts.deadlines,
             principal,
+            on_expiring=self._expiring,
             on_expired=self._expired,
             on_no_auth=self._no_auth_in_time,
         )
@@ -398,6 +399,9 @@ class Conversation:
         self._parts.sessions.add(self._session)
         self._tell_user("user.connected")
 
+    def _expiring(self) -> None:
+        self._emit(self._status("The token expires soon: send an auth frame with a new one"))
+
     def _expired(self) -> None:
         self.disconnect(CloseCode.TOKEN_EXPIRED, "the token has expired")
 
@@ -479,6 +483,7 @@ class Conversation:
             open_calls=self._session.open_calls if asked else None,
             channels=self._session.channels if asked else None,
             resumed=resumed,
+            expires_at=self._identity.expires_at_ms,
         )
 
     def _refuse(self, error: GatewayError, reply: ReplyTo | None, *, request_id: str | None = None) -> None:

@@ -13,8 +13,9 @@ from mcpgw.settings import AuthSettings
 class Identity:
     """The client of one conversation, as far as its credentials prove it.
 
-    `principal` is None until somebody has proved who they are. `on_expired` is called when the token has run
-    out, `on_no_auth` when nothing was proved within ``auth.timeout``; neither after `close`.
+    `principal` is None until somebody has proved who they are. `on_expiring` is called ``auth.warning`` before
+    the time of the token is over, where it holds for longer than that, `on_expired` when it has run out, and
+    `on_no_auth` when nothing was proved within ``auth.timeout``; none of them after `close`.
     """
 
     __slots__ = (
@@ -23,6 +24,7 @@ class Identity:
         "_expiry",
         "_failed_auths",
         "_on_expired",
+        "_on_expiring",
         "_on_no_auth",
         "_settings",
         "_tokens",
@@ -36,12 +38,14 @@ class Identity:
         deadlines: Deadlines,
         principal: Principal | None,
         *,
+        on_expiring: Callable[[], None],
         on_expired: Callable[[], None],
         on_no_auth: Callable[[], None],
     ) -> None:
         self._tokens = tokens
         self._settings = settings
         self._deadlines = deadlines
+        self._on_expiring = on_expiring
         self._on_expired = on_expired
         self._on_no_auth = on_no_auth
         self._auth_deadline: Deadline | None = None
@@ -53,6 +57,13 @@ class Identity:
     def user(self) -> str | None:
         """Who it is, where that is known."""
         return None if self.principal is None else self.principal.user
+
+    @property
+    def expires_at_ms(self) -> int | None:
+        """When the token's time is over, in ms since the epoch; None where it has no end."""
+        if self.principal is None or math.isinf(self.principal.expires_at):
+            return None
+        return round(self.principal.expires_at * 1000)
 
     @property
     def has_failed_too_often(self) -> bool:
@@ -106,7 +117,7 @@ class Identity:
         for timer in (self._auth_deadline, self._expiry):
             if timer is not None:
                 timer.cancel()
-        self._on_expired = self._on_no_auth = _nothing
+        self._on_expiring = self._on_expired = self._on_no_auth = _nothing
 
     def _has_expired(self, principal: Principal) -> bool:
         return time.time() > principal.expires_at + self._settings.leeway
@@ -117,8 +128,25 @@ class Identity:
         if math.isinf(principal.expires_at):
             self._expiry = None
             return
+        left = principal.expires_at - self._settings.warning - time.time()
+        if left > 0:
+            self._expiry = self._deadlines.call_later(left, self._look_soon)
+        else:
+            self._watch_end(principal)
+
+    def _watch_end(self, principal: Principal) -> None:
         left = principal.expires_at + self._settings.leeway - time.time()
         self._expiry = self._deadlines.call_later(left, self._look_again)
+
+    def _look_soon(self) -> None:
+        principal = self.principal
+        if principal is None:
+            return
+        if time.time() < principal.expires_at - self._settings.warning:
+            self._watch_expiry(principal)  # the wall clock was set back
+        else:
+            self._watch_end(principal)
+            self._on_expiring()
 
     def _look_again(self) -> None:
         # The wall clock may have been set back meanwhile: the token decides, not the timer.

@@ -239,6 +239,13 @@ class AuthSettings:
         minimum=1,
         maximum=1000,
     )
+    warning: float = _setting(
+        60.0,
+        "How long before the end of its token a socket is told so by a `status`.",
+        unit="seconds",
+        minimum=0,
+        maximum=DAY,
+    )
     access_time: float = _setting(
         600.0,
         "How long the access token of a login holds; then it is refreshed.",

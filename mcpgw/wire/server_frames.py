@@ -19,8 +19,8 @@ _DEEPEST_RESULT = 256
 class Status:
     """What the socket is and may do: sent first on every connection, and as the answer to status and auth.
 
-    `ping_interval` and `pong_timeout` are in milliseconds, `max_message_size` in bytes, `server_time` in
-    milliseconds since the epoch.
+    `ping_interval` and `pong_timeout` are in milliseconds, `max_message_size` in bytes, `server_time` and
+    `expires_at` (of the token) in milliseconds since the epoch.
     """
 
     type: ClassVar[str] = "status"
@@ -36,6 +36,7 @@ class Status:
     open_calls: tuple[str, ...] | None = None
     channels: tuple[str, ...] | None = None
     resumed: bool | None = None
+    expires_at: int | None = None
 
     def data(self) -> dict[str, Any]:
         """The members of the frame's ``data``."""
@@ -60,6 +61,8 @@ class Status:
             data["channels"] = list(self.channels)
         if self.resumed is not None:
             data["resumed"] = self.resumed
+        if self.expires_at is not None:
+            data["expiresAt"] = self.expires_at
         return data
 
 

@@ -319,3 +319,32 @@ async def test_another_password_ends_every_login(start_gateway: StartGateway) ->
     assert (await send(gateway, "GET", "/api/v1/auth/me", token=granted["accessToken"])).status == 401
     assert (await send(gateway, "POST", REFRESH, {"refreshToken": granted["refreshToken"]})).status == 401
     await log_in(gateway, password="another long password")
+
+
+@pytest.mark.gen_test
+async def test_a_socket_is_told_before_its_token_ends_and_another_renews_it_in_place(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(settings={"auth.warning": 1.0, "auth.leeway": 0})
+    await add_user(gateway)
+    client = await SocketClient.connect(gateway.socket_url, token=gateway.token(ttl=2))
+    first = await client.receive()
+    told = await client.receive(3)
+    assert (told["type"], told["data"]["authenticated"]) == ("status", True)
+    assert "id" not in told
+    assert "expires soon" in told["data"]["message"]
+    assert told["data"]["expiresAt"] == first["data"]["expiresAt"]
+    assert 0 < told["data"]["expiresAt"] - told["timestamp"] <= 1000
+    other = await client.request(
+        {"type": "auth", "id": "a", "data": {"token": gateway.token("bob", ttl=600)}}
+    )
+    assert other["data"]["code"] == "permission_denied"
+    renewed = await client.request(
+        {"type": "auth", "id": "b", "data": {"token": (await log_in(gateway))["accessToken"]}}
+    )
+    assert renewed["data"]["expiresAt"] > told["data"]["expiresAt"] + 500_000
+    with pytest.raises(TimeoutError):
+        await client.receive(1.5)
+    await client.leave()
+    ends = await SocketClient.connect(gateway.socket_url, token=gateway.token(ttl=2))
+    assert await ends.closed(4) == 3005
