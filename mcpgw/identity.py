@@ -13,9 +13,9 @@ from mcpgw.settings import AuthSettings
 class Identity:
     """The client of one conversation, as far as its credentials prove it.
 
-    `principal` is None until somebody has proved who they are. `on_expiring` is called ``auth.warning`` before
-    the time of the token is over, where it holds for longer than that, `on_expired` when it has run out, and
-    `on_no_auth` when nothing was proved within ``auth.timeout``; none of them after `close`.
+    `principal` is None until somebody has proved who they are. `on_expiring` is called ``auth.warning``
+    before the time of the token is over, where it holds for longer than that, `on_expired` when it has run
+    out, and `on_no_auth` when nothing was proved within ``auth.timeout``; none of them after `close`.
     """
 
     __slots__ = (
