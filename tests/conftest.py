@@ -4,18 +4,22 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from argon2 import PasswordHasher
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.platform.asyncio import AsyncIOLoop
 
+from mcpgw.access import passwords
 from mcpgw.app import make_application, make_server
 from mcpgw.config import load_config
 from mcpgw.services import Services, running_services
+from mcpgw.tls import load_certificate
 from tests.support.gateway_process import ALL_SCOPES, GatewayProcess
 from tests.support.socket_client import SocketClient
 
@@ -90,7 +94,14 @@ def io_loop() -> Iterator[IOLoop]:
 
 
 @pytest.fixture
-def start_gateway(io_loop: IOLoop, tmp_path: Path) -> Iterator[StartGateway]:
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of passwords cost next to nothing in this process; what they cost has tests of its own."""
+    cheap = partial(PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr(passwords, "PasswordHasher", cheap)
+
+
+@pytest.fixture
+def start_gateway(io_loop: IOLoop, tmp_path: Path, cheap_passwords: None) -> Iterator[StartGateway]:
     """Starts gateways: ``await start_gateway(configuration='…', settings={'websocket.max_calls': 2})``.
 
     `configuration` is the text of an ``mcpgw.toml``; the memory server is off unless ``memory=True``.
@@ -118,11 +129,14 @@ def start_gateway(io_loop: IOLoop, tmp_path: Path) -> Iterator[StartGateway]:
 
         async def run() -> None:
             async with running_services(config) as services:
-                server = make_server(make_application(services), config)
+                certificate = load_certificate(config.server) if config.server.tls_key else None
+                server = make_server(make_application(services), config, certificate)
                 sockets = bind_sockets(0, "127.0.0.1")
                 server.add_sockets(sockets)
                 await services.gateway.wait_started(wait_for_backends)
-                started.set_result(LiveGateway(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", services))
+                scheme = "https" if certificate else "http"
+                address = f"{scheme}://127.0.0.1:{sockets[0].getsockname()[1]}"
+                started.set_result(LiveGateway(address, services))
                 await ending.wait()
                 server.stop()
                 await services.hub.drain(0)

@@ -1,7 +1,6 @@
 """The Python client: resources, prompts, completion, what servers ask in mid-call, approvals."""
 
 import asyncio
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mcpgw.client import (
     list_approvals,
 )
 from tests.conftest import LiveGateway, StartGateway
+from tests.support.forked import server_command
 from tests.support.proxy import Proxy
 
 OFFERING = Path(__file__).parent / "servers" / "offering_server.py"
@@ -26,8 +26,9 @@ OFFERING = Path(__file__).parent / "servers" / "offering_server.py"
 
 async def offering(start_gateway: StartGateway, *, approval: str = "never") -> LiveGateway:
     """A gateway in front of a server that offers all there is."""
+    command, *arguments = server_command(OFFERING)
     return await start_gateway(
-        f'[servers.offering]\ncommand = "{sys.executable}"\nargs = ["{OFFERING}"]\napproval = "{approval}"\n'
+        f'[servers.offering]\ncommand = "{command}"\nargs = {arguments}\napproval = "{approval}"\n'
     )
 
 

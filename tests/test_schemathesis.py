@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.backends import SERVERS
+from tests.support.command_line import clean_environment
 from tests.support.gateway_process import GatewayProcess
 
 SECONDS = 15
@@ -42,7 +43,15 @@ def test_no_request_is_answered_with_5xx_or_with_what_is_not_documented(
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--seed", "1"]
     command += ["--max-time", str(SECONDS), "--request-timeout", "5", "--continue-on-failure", "--no-color"]
     command += ["--generation-database", "none"]
-    run = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        command,
+        check=False,
+        cwd=tmp_path,
+        env=clean_environment({"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks"}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert run.returncode == 0, f"{run.stdout[-20_000:]}\n{run.stderr[-2000:]}"
     assert "API Operations:" in run.stdout
     assert gateway.terminate() == 0

@@ -1,7 +1,6 @@
 """A server on the MCP SDK in both protocol eras: the same promises hold."""
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from tornado.ioloop import IOLoop
 from mcpgw.errors import ToolExecutionError
 from mcpgw.server_definitions import ServerDefinition
 from tests.support.backends import SERVERS, Heard, call, running, text_of
+from tests.support.forked import server_command
 from tests.support.waiting import until
 
 ERAS = pytest.mark.parametrize("era", ["2025-11-25", "2026-07-28"])
@@ -20,8 +20,8 @@ TOOLS = {"wait", "count", "raises", "refuses", "is_error", "scalar", "arguments"
 def server(era: str, record: Path) -> ServerDefinition:
     """The SDK's server of one era."""
     options = ["--handshake"] if era < "2026" else []
-    arguments = (str(SERVERS / "sdk_server.py"), "--record", str(record), *options)
-    return ServerDefinition(name="sdk", transport="stdio", command=sys.executable, args=arguments)
+    command, *arguments = server_command(SERVERS / "sdk_server.py", "--record", str(record), *options)
+    return ServerDefinition(name="sdk", transport="stdio", command=command, args=tuple(arguments))
 
 
 @ERAS

@@ -19,6 +19,7 @@ from mcpgw.errors import InvalidParams, ToolExecutionError
 from mcpgw.server_definitions import ServerDefinition
 from tests.servers.offering_server import PIXEL, QUESTIONS, RICH
 from tests.support.backends import SERVERS, Announced, Heard, serving, text_of, use
+from tests.support.forked import server_command
 from tests.support.waiting import until
 
 ANN = Asker("ann", "connection of ann")
@@ -36,7 +37,8 @@ async def offering(
     options = [str(SERVERS / "offering_server.py"), "--record", str(record)]
     options += ["--handshake"] if era < "2026" else []
     if transport == "stdio":
-        definition = ServerDefinition("offering", "stdio", command=sys.executable, args=tuple(options))
+        command, *arguments = server_command(Path(options[0]), *options[1:])
+        definition = ServerDefinition("offering", "stdio", command=command, args=tuple(arguments))
         async with serving(definition, announced=announced, **changes) as server:
             assert server.status.protocol_version == era
             yield server

@@ -18,6 +18,7 @@ from mcpgw.audit import Actor
 from mcpgw.backends.requests import SilentObserver
 from mcpgw.server_definitions import ToolRule
 from tests.conftest import LiveGateway, StartGateway
+from tests.support.forked import server_command
 from tests.support.gateway_process import ALL_SCOPES
 from tests.support.mcp_door import ERAS, mcp_client
 from tests.support.socket_client import Frame, SocketClient, tool_call
@@ -30,8 +31,9 @@ ARGUMENTS = {"b": 1, "a": "ü", "password": "hunter2"}
 
 async def guarded(start_gateway: StartGateway, approval: str = "required", **settings: object) -> LiveGateway:
     """A gateway in front of a server all of whose calls need an approval."""
+    command, *arguments = server_command(OFFERING)
     configuration = (
-        f'[servers.offering]\ncommand = "{sys.executable}"\nargs = ["{OFFERING}"]\napproval = "{approval}"\n'
+        f'[servers.offering]\ncommand = "{command}"\nargs = {arguments}\napproval = "{approval}"\n'
     )
     names = {name.replace("__", "."): value for name, value in settings.items()}
     return await start_gateway(configuration, settings=names)

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.forked import ForkedProcess
 from tests.support.gateway_process import GatewayProcess
 
 ROOT = Path(__file__).parent.parent.parent
@@ -92,7 +93,7 @@ def on_terminal(*arguments: object) -> str:
 
 
 @contextmanager
-def ended(process: "subprocess.Popen[Any]") -> Iterator[None]:
+def ended(process: "subprocess.Popen[Any] | ForkedProcess") -> Iterator[None]:
     """Kill the process when the block is left, where it still runs then."""
     try:
         yield

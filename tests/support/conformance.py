@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.backends import SERVERS
+from tests.support.forked import server_command
 from tests.support.node import node_22
 
 TESTS = Path(__file__).parent.parent
@@ -42,8 +43,8 @@ def http_server(record: Path | None = None) -> Iterator[str]:
 
 def stdio_table(name: str, *options: str) -> str:
     """The part of a configuration that has the server over stdio."""
-    arguments = json.dumps([str(SERVER), "--stdio", *options])
-    return f"[servers.{name}]\ncommand = {json.dumps(sys.executable)}\nargs = {arguments}\n"
+    command, *arguments = map(json.dumps, server_command(SERVER, "--stdio", *options))
+    return f"[servers.{name}]\ncommand = {command}\nargs = [{', '.join(arguments)}]\n"
 
 
 class SuiteRun:

@@ -1,15 +1,17 @@
-"""Gateways that begin as copies of a process which has imported everything already.
+"""Gateways and servers that begin as copies of a process which has imported everything already.
 
-Importing takes a gateway about a second of processor time, more than most tests need for all else. One
-process of each test run imports once (`serve_copies`), and forks a copy for each gateway that is asked for
-over a Unix socket. From there on a copy is what ``python -m mcpgw`` is: its own arguments, environment,
-folder and output. Tests of the start itself begin a real process.
+Importing takes a gateway about a second of processor time, and a server that uses the SDK half of one: more
+than most tests need for all else. One process of each test run imports once (`serve_copies`), and forks a
+copy for each that is asked for over a Unix socket. From there on a copy is what ``python -m mcpgw``, or the
+script, is: its own arguments, environment, folder and files. Tests of the start begin real processes.
 """
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -18,12 +20,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 _LONGEST_REQUEST = 256 * 1024
 _LENGTH = struct.Struct("!I")
+_STAND_IN = Path(__file__).parent.parent / "servers" / "forked_server.py"
+_GATEWAY = "mcpgw"
 
 
 class ForkedProcess:
@@ -38,8 +43,10 @@ class ForkedProcess:
         self.returncode: int | None = None
         self._line = socket.socket(socket.AF_UNIX)
         self._line.connect(_mould())
-        request = json.dumps([list(arguments), str(folder), dict(environment)]).encode()
-        socket.send_fds(self._line, [_LENGTH.pack(len(request))], [output.fileno()])
+        request = json.dumps([list(arguments), str(folder), dict(environment), _GATEWAY]).encode()
+        with Path(os.devnull).open("rb") as nothing:
+            files = [nothing.fileno(), output.fileno(), output.fileno()]
+            socket.send_fds(self._line, [_LENGTH.pack(len(request))], files)
         self._line.sendall(request)
         self.pid = self._read_number()
 
@@ -79,6 +86,11 @@ class ForkedProcess:
         return int(struct.unpack("!i", answer)[0])
 
 
+def server_command(script: Path, *arguments: str) -> list[str]:
+    """The command of a stdio server of these tests, as a copy; its end and exit code are the script's."""
+    return [sys.executable, "-I", "-S", str(_STAND_IN), _mould(), str(script), *arguments]
+
+
 _lock = threading.Lock()
 _address: list[str] = []
 
@@ -110,7 +122,7 @@ def _mould() -> str:
 
 def serve_copies(address: str) -> None:
     """Fork a copy for each who asks at `address`, until stdin is closed."""
-    for name in ("mcpgw.app", "mcpgw.cli", "mcpgw.cli.serve"):
+    for name in ("mcpgw.app", "mcpgw.cli", "mcpgw.cli.serve", "mcp.server", "mcp.server.stdio"):
         importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -127,43 +139,55 @@ def serve_copies(address: str) -> None:
 
 
 def _attend(line: socket.socket) -> NoReturn:
-    """Make one copy, and tell how it ended."""
+    """Make one copy, and tell how it ended; end it where nobody is there to be told."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, files, _, _ = socket.recv_fds(line, _LENGTH.size, 1)
+    head, files, _, _ = socket.recv_fds(line, _LENGTH.size, 3)
     (length,) = _LENGTH.unpack(head)
     assert length <= _LONGEST_REQUEST
-    arguments, folder, environment = json.loads(line.recv(length, socket.MSG_WAITALL))
+    arguments, folder, environment, script = json.loads(line.recv(length, socket.MSG_WAITALL))
     copy = os.fork()
     if copy == 0:
         line.close()
-        _become(arguments, folder, environment, files[0])
+        _become(script, arguments, folder, environment, files)
+    for file in files:
+        os.close(file)
     line.sendall(struct.pack("!i", copy))
+    if line.fileno() in select.select([os.pidfd_open(copy), line.fileno()], [], [])[0]:
+        os.kill(copy, signal.SIGKILL)
     _, status = os.waitpid(copy, 0)
-    try:
+    with contextlib.suppress(OSError):
         line.sendall(struct.pack("!i", os.waitstatus_to_exitcode(status)))
-    finally:
-        os._exit(0)
+    os._exit(0)
 
 
-def _become(arguments: list[str], folder: str, environment: dict[str, str], output: int) -> NoReturn:
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, number in ((nothing, 0), (output, 1), (output, 2)):
-        os.dup2(source, number)
+def _become(
+    script: str, arguments: list[str], folder: str, environment: dict[str, str], files: list[int]
+) -> NoReturn:
+    for number, file in enumerate(files):
+        os.dup2(file, number)
     os.closerange(3, 64)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = [importlib.import_module("mcpgw.__main__").__file__ or "", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
-        importlib.import_module("mcpgw.cli").main()
+        if script == _GATEWAY:
+            sys.argv = [importlib.import_module("mcpgw.__main__").__file__ or "", *arguments]
+            importlib.import_module("mcpgw.cli").main()
+        else:
+            sys.argv = [script, *arguments]
+            sys.path.insert(0, str(Path(script).parent))
+            runpy.run_path(script, run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:  # noqa: BLE001 - as Python itself does at the end of a program
+        traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

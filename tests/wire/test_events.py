@@ -28,7 +28,8 @@ OF_THE_CONTRACT = {
     "calls": "call.started call.progress call.finished call.failed call.cancelled "
     "call.approval_requested call.approved call.declined",
     "user:": "user.connected user.disconnected user.notification",
-    "room:": "room.joined room.left room.message",
+    "room:": "room.joined room.left room.message room.muted room.unmuted room.kicked room.frozen room.thawed"
+    " room.ended",
 }
 
 
