@@ -1,4 +1,6 @@
-"""The engine under the store: SQLite made safe, and its tables brought up to date. All of it blocks."""
+"""The engine under the store: SQLite made safe or PostgreSQL, and its tables brought up to date. All of it
+blocks.
+"""
 
 import os
 import stat
@@ -8,15 +10,14 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError
 
 from mcpgw.errors import ConfigError
+from mcpgw.store.postgresql import DRIVER, READS, check_encoding, make_postgresql_engine
 from mcpgw.store.tables import LATEST
 
-READS: Final = "mcpgw_reads"
-"""The execution option of a connection that only reads."""
-
 _SQLITE: Final = "sqlite"
+_POSTGRESQL: Final = ("postgresql", "postgres", DRIVER)
 
 
 def make_engine(place: str | Path, *, busy_timeout: float) -> Engine:
@@ -25,37 +26,49 @@ def make_engine(place: str | Path, *, busy_timeout: float) -> Engine:
     `busy_timeout` is how long a lock of another program is waited for, in seconds.
 
     Raises:
-        ConfigError: `place` is no URL, or its driver is not installed.
+        ConfigError: `place` is no URL of a database that can be the store, or its driver is not installed.
         OSError: the file or its folder cannot be made.
     """
     url = _url(place)
     try:
-        if url.get_backend_name() != _SQLITE:
-            return create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+        if url.drivername == DRIVER:
+            return make_postgresql_engine(url, busy_timeout=busy_timeout)
         if url.database not in (None, "", ":memory:"):
             _prepare_file(Path(str(url.database)))
         engine = create_engine(
-            url, pool_size=1, max_overflow=0, connect_args={"isolation_level": None, "timeout": busy_timeout}
+            url,
+            pool_size=1,
+            max_overflow=0,
+            connect_args={"isolation_level": None, "timeout": busy_timeout},
+            # What is written may be a hash of a password: a traceback has the statement alone.
+            hide_parameters=True,
         )
-    except (ModuleNotFoundError, NoSuchModuleError) as fault:
-        name = getattr(fault, "name", None) or url.drivername
-        raise ConfigError([f"store.url: the driver for {url.drivername} is not installed: {name}"]) from None
+    except ImportError as fault:  # also where the driver is there, and the database's own library is not
+        missing = fault.name or "psycopg"
+        why = f"the driver for PostgreSQL cannot be loaded ({missing})"
+        raise ConfigError([f"store.url: {why}: pip install 'mcpgw[postgresql]'"]) from None
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     return engine
 
 
 def shown_place(place: str | Path) -> str:
-    """`place` for people: a URL without its password."""
-    return str(place) if isinstance(place, Path) else _url(place).render_as_string(hide_password=True)
+    """`place` for people: a URL without its password, which its query may have too."""
+    if isinstance(place, Path):
+        return str(place)
+    url = _url(place)
+    secret = [name for name in url.query if "pass" in name.lower()]
+    return url.difference_update_query(secret).render_as_string(hide_password=True)
 
 
 def migrate(connection: Connection, place: str) -> None:
     """Bring the tables up to date, inside the transaction of `connection`: all steps are taken, or none.
 
     Raises:
-        ConfigError: a newer mcpgw wrote the database, or it is somebody else's.
+        ConfigError: a newer mcpgw wrote the database, it is somebody else's, or it does not keep every text.
     """
+    if connection.dialect.name != _SQLITE:
+        check_encoding(connection)
     tables = set(inspect(connection).get_table_names())
     known = "alembic_version" in tables
     present = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if known else None
@@ -101,10 +114,21 @@ def _url(place: str | Path) -> URL:
     if isinstance(place, Path):
         return URL.create(_SQLITE, database=str(place))
     try:
-        return make_url(place)
-    except ArgumentError:
+        url = make_url(place)
+    except (ArgumentError, ValueError):
         # Not shown: it may hold a password.
-        raise ConfigError(["store.url: is no database URL, such as sqlite:////var/lib/mcpgw.db"]) from None
+        raise ConfigError(
+            [
+                "store.url: is no database URL, such as sqlite:////var/lib/mcpgw.db or postgresql://USER@HOST/NAME"
+            ]
+        ) from None
+    if url.drivername in _POSTGRESQL:
+        return url.set(drivername=DRIVER)
+    if url.drivername != _SQLITE:
+        raise ConfigError(
+            [f"store.url: {url.drivername[:64]} cannot be the store: only sqlite and postgresql can"]
+        )
+    return url
 
 
 def _prepare_file(path: Path) -> None:

@@ -6,18 +6,24 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, insert, inspect, text
+from sqlalchemy.engine import make_url
 
-from mcpgw.errors import ConfigError
-from mcpgw.store import Store, StoredCatalog, StoredEntry, StoreError
-from mcpgw.store.tables import LATEST, METADATA
+from mcpgw.errors import ConfigError, InvalidParams
+from mcpgw.store import By, Store, StoredCatalog, StoredEntry, StoreError
+from mcpgw.store.changes import note_change
+from mcpgw.store.tables import LATEST, METADATA, USERS
+from tests.store.conftest import Place
 
 TABLE = {"command": "run", "args": ["${env:FOLDER}"], "env": {"KEY": "${file:/run/secrets/key}"}}
 
@@ -29,6 +35,30 @@ def raw(file: Path, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query).fetchall()
     finally:
         connection.close()
+
+
+@contextmanager
+def connected(place: Place) -> Iterator[Connection]:
+    """A connection to the database itself, past the store."""
+    engine = create_engine(f"sqlite:///{place}" if isinstance(place, Path) else place)
+    if isinstance(place, Path):
+        place.parent.mkdir(exist_ok=True)
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
+
+
+def execute(place: Place, statement: str) -> list[tuple[object, ...]]:
+    """What the database itself answers."""
+    with connected(place) as connection:
+        result = connection.execute(text(statement))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def tables(place: Place) -> list[str]:
+    """The names of the tables."""
+    with connected(place) as connection:
+        return inspect(connection).get_table_names()
 
 
 async def refusal(place: str | Path) -> str:
@@ -46,15 +76,14 @@ def big_catalog(size: int) -> tuple[StoredCatalog, list[StoredEntry]]:
 
 
 @pytest.mark.gen_test
-async def test_a_definition_is_there_after_a_restart_as_it_was_written(tmp_path: Path) -> None:
-    file = tmp_path / "data" / "mcpgw.db"
-    store = await Store.open(file)
+async def test_a_definition_is_there_after_a_restart_as_it_was_written(place: Place) -> None:
+    store = await Store.open(place)
     added = await store.servers.put("one", TABLE, enabled=True, by="ann")
     changed = await store.servers.put("one", {**TABLE, "timeout": 3}, enabled=False, by="bob")
     assert (changed.created_by, changed.created_at) == ("ann", added.created_at)
     await store.close()
     await store.close()
-    store = await Store.open(file)
+    store = await Store.open(place)
     (found,) = await store.servers.list()
     assert found == changed
     assert found.table == {**TABLE, "timeout": 3}
@@ -93,8 +122,8 @@ async def test_a_commit_is_on_the_disk_and_readers_do_not_wait_for_a_writer(tmp_
 
 
 @pytest.mark.gen_test
-async def test_the_event_loop_turns_while_the_database_works(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "mcpgw.db")
+async def test_the_event_loop_turns_while_the_database_works(place: Place) -> None:
+    store = await Store.open(place)
     going = threading.Event()
     working = asyncio.ensure_future(store.run(lambda _: going.wait(10), reads=True))
     await asyncio.sleep(0)
@@ -183,30 +212,36 @@ def test_a_disk_that_takes_no_more_leaves_a_whole_database(tmp_path: Path) -> No
 
 
 @pytest.mark.gen_test
-async def test_a_failing_piece_of_work_takes_back_all_of_it(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "mcpgw.db")
+async def test_a_failing_piece_of_work_takes_back_all_of_it(place: Place) -> None:
+    store = await Store.open(place)
 
     def work(connection: Connection) -> None:
-        connection.exec_driver_sql("INSERT INTO servers VALUES ('one', '{}', 1, 'ann', 0, 'ann', 0)")
+        connection.exec_driver_sql(
+            "INSERT INTO settings (name, value, updated_by, updated_at) VALUES ('one', '1', 'ann', 0)"
+        )
         raise LookupError("a fault of the caller")
 
     with pytest.raises(LookupError):
         await store.run(work)
-    assert await store.servers.list() == []
+    assert await store.settings.all() == {}
     await store.close()
 
 
 @pytest.mark.gen_test
-async def test_a_file_of_a_newer_gateway_is_refused_in_words_and_left_as_it_is(tmp_path: Path) -> None:
-    file = tmp_path / "mcpgw.db"
-    await (await Store.open(file)).close()
-    connection = sqlite3.connect(file)
-    connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.commit()
-    connection.close()
-    fault = await refusal(file)
-    assert f"the store {file} was written by a newer mcpgw (revision 9999, this one knows {LATEST})" in fault
-    assert raw(file, "SELECT version_num FROM alembic_version") == [("9999",)]
+async def test_a_database_of_a_newer_gateway_is_refused_in_words_and_left_as_it_is(place: Place) -> None:
+    await (await Store.open(place)).close()
+    execute(place, "UPDATE alembic_version SET version_num = '9999'")
+    fault = await refusal(place)
+    assert f"was written by a newer mcpgw (revision 9999, this one knows {LATEST})" in fault
+    assert isinstance(place, Path) or str(make_url(place).password) not in fault
+    assert execute(place, "SELECT version_num FROM alembic_version") == [("9999",)]
+
+
+@pytest.mark.gen_test
+async def test_a_database_of_another_program_is_left_as_it_is(place: Place) -> None:
+    execute(place, "CREATE TABLE songs (name TEXT)")
+    assert "is a database of another program" in await refusal(place)
+    assert tables(place) == ["songs"]
 
 
 @pytest.mark.gen_test
@@ -215,13 +250,6 @@ async def test_what_is_no_store_is_refused_in_words(tmp_path: Path) -> None:
     garbage.write_bytes(b"what is this? " * 500)
     assert "is not a database of mcpgw" in await refusal(garbage)
     assert garbage.read_bytes().startswith(b"what is this? ")
-    foreign = tmp_path / "foreign.db"
-    connection = sqlite3.connect(foreign)
-    connection.execute("CREATE TABLE songs (name TEXT)")
-    connection.close()
-    before = foreign.read_bytes()
-    assert "is a database of another program" in await refusal(foreign)
-    assert foreign.read_bytes() == before
     pipe = tmp_path / "pipe.db"
     os.mkfifo(pipe)
     assert "is not a regular file" in await refusal(pipe)
@@ -237,17 +265,16 @@ async def test_a_url_is_taken_too_and_a_wrong_one_never_shows_its_password(tmp_p
     await store.close()
     assert raw(tmp_path / "other.db", "SELECT name FROM servers") == [("one",)]
     for url in ("postgresql+nothing://ann:hush@db/x", "hush", "postgresql+asyncpg://ann:hush@db/x"):
-        assert "hush" not in await refusal(url)
+        fault = await refusal(url)
+        assert "hush" not in fault
+        assert "postgresql" in fault
 
 
 @pytest.mark.gen_test
-async def test_the_steps_make_the_tables_that_the_code_knows(tmp_path: Path) -> None:
-    file = tmp_path / "mcpgw.db"
-    await (await Store.open(file)).close()
-    engine = create_engine(f"sqlite:///{file}")
-    with engine.connect() as connection:
+async def test_the_steps_make_the_tables_that_the_code_knows(place: Place) -> None:
+    await (await Store.open(place)).close()
+    with connected(place) as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
-    engine.dispose()
     config = Config()
     config.set_main_option("script_location", "mcpgw/store/migrations")
     config.set_main_option("path_separator", "os")
@@ -255,8 +282,8 @@ async def test_the_steps_make_the_tables_that_the_code_knows(tmp_path: Path) -> 
 
 
 @pytest.mark.gen_test
-async def test_a_search_looks_for_every_word_in_any_case(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "mcpgw.db")
+async def test_a_search_looks_for_every_word_in_any_case(place: Place) -> None:
+    store = await Store.open(place)
     for name in ("a", "b"):
         entries = [
             StoredEntry(name, "Über", "Notes 100%", "Takes notes", "1", {}, tags=("Office",)),
@@ -275,5 +302,75 @@ async def test_a_search_looks_for_every_word_in_any_case(tmp_path: Path) -> None
     total, page = await store.catalogs.search([], limit=1, offset=3)
     assert (total, [entry.name for entry in page]) == (4, ["git"])
     assert await store.catalogs.delete("a")
-    assert raw(tmp_path / "mcpgw.db", "SELECT DISTINCT catalog_id FROM catalog_entries") == [("b",)]
+    assert execute(place, "SELECT DISTINCT catalog_id FROM catalog_entries") == [("b",)]
     await store.close()
+
+
+@pytest.mark.gen_test
+async def test_what_no_database_keeps_is_refused_and_not_called_a_fault(place: Place) -> None:
+    store = await Store.open(place)
+    with pytest.raises(InvalidParams):
+        await store.users.get("half \ud800")
+    if not isinstance(place, Path):
+        with pytest.raises(InvalidParams):
+            await store.users.get("nothing \0")
+    assert await store.users.get("ann") is None
+    await store.close()
+
+
+@pytest.mark.gen_test
+async def test_what_was_to_be_written_is_in_no_traceback_and_a_closed_store_says_so(place: Place) -> None:
+    store = await Store.open(place)
+    await store.users.add("ann", role="viewer", by=By("root", is_told=True))
+    row = dict.fromkeys(("role", "link_hash", "created_by", "updated_by"), "")
+    row |= {"name": "ann", "password_hash": "a hash of a password"}
+    times = dict.fromkeys(("link_expires_at", "created_at", "updated_at"), 0)
+    again = insert(USERS).values(**row, **times, disabled=False)
+    with pytest.raises(StoreError) as refused:
+        await store.run(lambda connection: connection.execute(again) and None)
+    assert "INSERT INTO users" in (written := "".join(format_exception(refused.value)))
+    assert "hash of a password" not in written
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.users.list()
+
+
+@pytest.mark.gen_test
+async def test_two_gateways_that_start_at_once_make_the_tables_once(place: Place) -> None:
+    stores = await asyncio.gather(*(Store.open(place) for _ in range(4)))
+    assert execute(place, "SELECT version_num FROM alembic_version") == [(LATEST,)]
+    by = By("root", is_told=False)
+    added = await asyncio.gather(*(store.users.add("ann", role="viewer", by=by) for store in stores))
+    assert sorted(added) == [False, False, False, True]
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.gen_test
+async def test_a_change_never_comes_to_light_behind_a_later_one(place: Place) -> None:
+    """Who has read number 2 never looks for a number 1 that was written before and committed after it."""
+    slow, quick = await Store.open(place), await Store.open(place)
+    has_written, may_end = threading.Event(), threading.Event()
+
+    def write(connection: Connection) -> None:
+        note_change(connection, By("root", is_told=False), "users.disable", "ann")
+        has_written.set()
+        assert may_end.wait(10)
+
+    writing = asyncio.ensure_future(slow.run(write))
+    await asyncio.to_thread(has_written.wait, 10)
+    adding = asyncio.ensure_future(quick.users.add("bob", role="viewer", by=By("root", is_told=False)))
+    assert await slow_enough(adding)
+    may_end.set()
+    await writing
+    assert await adding
+    untold = await quick.changes.take_untold()
+    assert [change.target for change in untold] == ["ann", "bob"]
+    assert untold[0].number < untold[1].number
+    await slow.close()
+    await quick.close()
+
+
+async def slow_enough(task: "asyncio.Future[bool]") -> bool:
+    """Whether a task that has to wait does so, while the loop goes on."""
+    return not (await asyncio.wait({task}, timeout=0.2))[0]

@@ -2,19 +2,19 @@
 
 import asyncio
 import time
-from pathlib import Path
 
 import pytest
 
 from mcpgw.store import By, Store
+from tests.store.conftest import Place
 
 ADMIN = By("root", is_told=False)
 GATEWAY = By("gateway", is_told=True)
 
 
 @pytest.mark.gen_test
-async def test_a_user_is_added_once_and_changed_and_the_journal_has_each_change_once(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "mcpgw.db")
+async def test_a_user_is_added_once_and_changed_and_the_journal_has_each_change_once(place: Place) -> None:
+    store = await Store.open(place)
     assert await store.changes.newest() == 0
     assert await store.users.add("ann", role="viewer", by=ADMIN)
     assert not await store.users.add("ann", role="admin", by=ADMIN)
@@ -38,8 +38,8 @@ async def test_a_user_is_added_once_and_changed_and_the_journal_has_each_change_
 
 
 @pytest.mark.gen_test
-async def test_the_journal_forgets_what_is_old_but_never_its_newest_number(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "mcpgw.db")
+async def test_the_journal_forgets_what_is_old_but_never_its_newest_number(place: Place) -> None:
+    store = await Store.open(place)
     for role in ("a", "b", "c"):
         await store.users.add(role, role=role, by=ADMIN)
     await store.changes.take_untold()
@@ -53,9 +53,9 @@ async def test_the_journal_forgets_what_is_old_but_never_its_newest_number(tmp_p
 
 @pytest.mark.gen_test
 async def test_a_link_lets_in_once_and_not_twice_at_the_same_time_nor_late_nor_the_disabled(
-    tmp_path: Path,
+    place: Place,
 ) -> None:
-    store = await Store.open(tmp_path / "mcpgw.db")
+    store = await Store.open(place)
     await store.users.add("ann", role="viewer", by=ADMIN)
     later = round(time.time() * 1000) + 60_000
     await store.users.set_link("ann", "h1", expires_at=later, by=ADMIN)
