@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("login_id", sa.String(32), nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("used_at", sa.BigInteger, nullable=False),
+        sa.Column("used_from", sa.String(64), nullable=False),
         sa.PrimaryKeyConstraint("hash", name="pk_refresh_tokens"),
         sa.ForeignKeyConstraint(
             ["login_id"], ["logins.id"], name="fk_refresh_tokens_logins", ondelete="CASCADE"
