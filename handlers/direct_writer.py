@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from mcpgw.hub import Place
 from mcpgw.outbox import Outbox
@@ -74,7 +74,7 @@ class DirectWriter:
         self._is_closed = stream.closed()
         # Nothing waits and nothing is being written. One flag, since every delivery of an event looks at it.
         self._is_idle = not self._is_closed
-        self._send: Callable[[bytes], int] = len if self._is_closed else stream.socket.send
+        self._send: Callable[[bytes], int] = len if self._is_closed else _send_of(stream)
         if stream.writing():
             self.wait_for(stream.write(b""))  # the head of the answer is still on its way
 
@@ -250,3 +250,15 @@ class DirectWriter:
             self._owner.on_slow_reader()
         else:
             self._watch()
+
+
+def _send_of(stream: IOStream) -> Callable[[bytes], int]:
+    """What takes as much of some bytes as the kernel does at once.
+
+    Encrypted, all goes through the stream: what OpenSSL could not write whole it wants again as it was.
+    """
+    return _nothing if isinstance(stream, SSLIOStream) else stream.socket.send
+
+
+def _nothing(data: bytes) -> int:  # noqa: ARG001 - the shape of a socket's send
+    return 0

@@ -4,16 +4,14 @@ from functools import cache
 from importlib.resources import files
 
 from .base import BaseHandler
+from .security_headers import page_policy
 
 _PAGES = {
     "": ("api.html", "text/html; charset=utf-8"),
     "api.js": ("api.js", "text/javascript; charset=utf-8"),
     "api.css": ("api.css", "text/css; charset=utf-8"),
 }
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+_POLICY = page_policy(script="'self'", style="'self'", image="data:")
 """What the page may do: its own script, and requests to this gateway (W3C, Content Security Policy 3)."""
 
 
@@ -26,7 +24,6 @@ class DocsHandler(BaseHandler):
         self.set_header("Content-Type", content_type)
         self.set_header("Cache-Control", "no-cache")
         self.set_header("Content-Security-Policy", _POLICY)
-        self.set_header("Referrer-Policy", "no-referrer")
         self.finish(_text(file))
 
     def head(self, name: str = "") -> None:

@@ -9,7 +9,7 @@ never for a part of one, and never for a port.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -27,12 +27,15 @@ _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def host_is_allowed(host: str, server: ServerSettings) -> bool:
-    """Whether a Host header names this gateway: localhost, an IP address, its own name, or a listed one."""
+    """Whether a Host header names this gateway: localhost, an IP address, its own name, its public one, or a
+    listed one.
+    """
     match = _HOST.fullmatch(host)
     if match is None:
         return False
     name = _name(match)
-    if name in {"localhost", server.host.lower()} or _is_listed(name, server.allowed_hosts):
+    own = {"localhost", server.host.lower(), urlsplit(server.public_url).hostname}
+    if name in own or _is_listed(name, server.allowed_hosts):
         return True
     return _is_address(name)
 
@@ -48,7 +51,19 @@ def origin_is_allowed(origin: str, host: str, server: ServerSettings) -> bool:
     On this machine localhost, 127.0.0.1 and [::1] with the same port are one origin; another port is a
     foreign one. ``null`` (a sandboxed frame, a page from a file) is never its own.
     """
-    return origin_is_listed(origin, server) or _is_own(origin, host)
+    return origin_is_listed(origin, server) or _is_own(origin, host) or _is_public(origin, server.public_url)
+
+
+def is_foreign_request(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that a page of another site wants this as a part of itself.
+
+    Such requests (images, scripts, forms) may have no Origin. A link that is followed is none of them.
+    Source: W3C, Fetch Metadata Request Headers, section 5.
+    """
+    if headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
+        return False
+    is_link = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    return not (is_link and method in ("GET", "HEAD"))
 
 
 def _is_listed(text: str, patterns: Iterable[str]) -> bool:
@@ -65,6 +80,16 @@ def _fits(text: str, pattern: str) -> bool:
         return False
     # Nothing but labels: a user, a path or another scheme's separator would make it another site's name.
     return _LABELS.fullmatch(text[len(before) : -len(behind)]) is not None
+
+
+def _is_public(origin: str, public_url: str) -> bool:
+    """Whether a page is one of the gateway's under its public address, which a proxy may not have told."""
+    parts = urlsplit(public_url)
+    own = f"{parts.scheme}://{parts.netloc}".lower()
+    return bool(parts.netloc) and origin.lower() in {
+        own,
+        own.removesuffix(f":{_DEFAULT_PORTS.get(parts.scheme)}"),
+    }
 
 
 def _is_own(origin: str, host: str) -> bool:

@@ -11,7 +11,8 @@
         print(event.type)
 
 A URL may begin with http, https, ws or wss and may end with ``/ws``. The token goes into the Authorization
-header (RFC 6750 section 2.1), never into a URL. Connections that break are made anew; see
+header (RFC 6750 section 2.1), never into a URL. Whoever has a certificate of an authority of their own gives
+``tls=trusting("authority.pem")``, or sets ``SSL_CERT_FILE``. Connections that break are made anew; see
 `Gateway`. `events` is the other way to read events, as one stream of HTTP that ends with its connection.
 Everything that can go wrong is a `ClientError`.
 """
@@ -33,6 +34,7 @@ from mcpgw.client.inputs import InputAnswer, InputRequest
 from mcpgw.client.rest import ask, decide_approval, list_approvals, list_servers
 from mcpgw.client.socket import Gateway
 from mcpgw.client.subscription import Subscription
+from mcpgw.client.trust import trusting, trusting_only
 
 __all__ = [
     "GAP",
@@ -60,4 +62,6 @@ __all__ = [
     "events",
     "list_approvals",
     "list_servers",
+    "trusting",
+    "trusting_only",
 ]

@@ -132,12 +132,14 @@ async def events(
     last_event_id: str | None = None,
     connect_timeout: float = 10.0,
     channels: tuple[str, ...] = (),
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Follow the gateway's events for as long as it sends them; there is no limit of time.
 
     `last_event_id` goes on after that event, `channels` chooses among those the caller may read.
-    `connect_timeout` is in seconds. The stream is read no faster than the events are taken. End it by leaving
-    the loop and closing the iterator (``contextlib.aclosing``).
+    `connect_timeout` is in seconds; `tls` says whose certificates are believed, see `trusting`. The stream is
+    read no faster than the events are taken. End it by leaving the loop and closing the iterator
+    (``contextlib.aclosing``).
 
     Raises:
         NotReachable: no gateway answers.
@@ -159,7 +161,7 @@ async def events(
     parser = EventParser(last_event_id or "")
     try:
         async with asyncio.timeout(connect_timeout):
-            stream = await _open(address)
+            stream = await _open(address, tls)
             reading = _request(stream, target, headers, response)
             try:
                 status, content_type = await response.head
@@ -184,8 +186,8 @@ async def events(
         await response.end(stream, reading)
 
 
-async def _open(address: GatewayAddress) -> IOStream:
-    context = ssl.create_default_context() if address.is_encrypted else None
+async def _open(address: GatewayAddress, tls: ssl.SSLContext | None) -> IOStream:
+    context = (tls or ssl.create_default_context()) if address.is_encrypted else None
     client = TCPClient()
     try:
         return await client.connect(address.host, address.port, ssl_options=context)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ssl import SSLContext
 from typing import Any, Final
 
 from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -60,7 +61,13 @@ class Link:
 
     @classmethod
     async def open(
-        cls, address: GatewayAddress, token: str | None, *, limit: float, max_message_size: int
+        cls,
+        address: GatewayAddress,
+        token: str | None,
+        *,
+        limit: float,
+        max_message_size: int,
+        tls: SSLContext | None = None,
     ) -> "Link":
         """Connect within `limit` seconds and read the greeting; bound that in time from outside.
 
@@ -69,7 +76,7 @@ class Link:
             Refused: the token does not hold.
             ConnectionLost: the gateway closed the connection again.
         """
-        link = cls(address, await _connect(address, token, limit, max_message_size))
+        link = cls(address, await _connect(address, token, limit, max_message_size, tls))
         try:
             await link._greet(anonymous=token is None)
         except BaseException:
@@ -200,13 +207,14 @@ class Link:
 
 
 async def _connect(
-    address: GatewayAddress, token: str | None, limit: float, max_message_size: int
+    address: GatewayAddress, token: str | None, limit: float, max_message_size: int, tls: SSLContext | None
 ) -> WebSocketClientConnection:
     request = HTTPRequest(
         address.socket,
         headers=authorization(token),
         connect_timeout=limit,
         request_timeout=limit,
+        ssl_options=tls,
     )
     base = address.base
     # No compression: Tornado's client overlooks extension parameters without a value, and so would keep its

@@ -1,6 +1,7 @@
 """The REST routes of the gateway, asked for by the client."""
 
 import json
+from ssl import SSLContext
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,27 +15,36 @@ from mcpgw.wire import strict_json
 _WITH_BODY: Final = frozenset({"POST", "PATCH", "PUT"})
 
 
-async def list_servers(url: str, token: str | None, *, timeout: float = 30.0) -> list[dict[str, Any]]:  # noqa: ASYNC109 - given on to Tornado
+async def list_servers(
+    url: str,
+    token: str | None,
+    *,
+    timeout: float = 30.0,  # noqa: ASYNC109 - given on to Tornado
+    tls: SSLContext | None = None,
+) -> list[dict[str, Any]]:
     """The backend servers as ``GET /api/v1/servers`` has them; the answer takes at most `timeout` seconds.
 
     Raises:
         ClientError: with the code of what went wrong.
         ValueError: `url` or `token` cannot be used.
     """
-    servers = (await ask(url, token, "GET", "/api/v1/servers", timeout=timeout)).get("servers")
+    answer = await ask(url, token, "GET", "/api/v1/servers", timeout=timeout, tls=tls)
+    servers = answer.get("servers")
     if not isinstance(servers, list) or not all(isinstance(server, dict) for server in servers):
         raise NotAGateway(GatewayAddress.parse(url).base, "its list of servers is none")
     return servers
 
 
-async def list_approvals(url: str, token: str | None) -> list[dict[str, Any]]:
+async def list_approvals(
+    url: str, token: str | None, *, tls: SSLContext | None = None
+) -> list[dict[str, Any]]:
     """The calls that wait until the caller approves them, the oldest first.
 
     Raises:
         ClientError: with the code of what went wrong.
         ValueError: `url` or `token` cannot be used.
     """
-    approvals = (await ask(url, token, "GET", "/api/v1/approvals")).get("approvals")
+    approvals = (await ask(url, token, "GET", "/api/v1/approvals", tls=tls)).get("approvals")
     if not isinstance(approvals, list):
         raise NotAGateway(GatewayAddress.parse(url).base, "its list of approvals is none")
     return approvals
@@ -47,6 +57,7 @@ async def decide_approval(
     *,
     accept: bool,
     arguments_hash: str | None = None,
+    tls: SSLContext | None = None,
 ) -> None:
     """Approve a call that waits, or do not; once.
 
@@ -59,7 +70,7 @@ async def decide_approval(
     body = {"action": "accept" if accept else "decline"}
     if arguments_hash is not None:
         body["argumentsHash"] = arguments_hash
-    await ask(url, token, "POST", f"/api/v1/approvals/{quote(request_id, safe='')}", body=body)
+    await ask(url, token, "POST", f"/api/v1/approvals/{quote(request_id, safe='')}", body=body, tls=tls)
 
 
 async def ask(
@@ -70,11 +81,12 @@ async def ask(
     *,
     body: Any = None,
     timeout: float = 30.0,  # noqa: ASYNC109 - given on to Tornado
+    tls: SSLContext | None = None,
 ) -> dict[str, Any]:
     """What a route of the gateway at `url` answers; empty where it answers nothing (204).
 
     `path` is such as ``/api/v1/servers/memory``, already quoted. `body` is sent as JSON; None sends none. The
-    answer takes at most `timeout` seconds.
+    answer takes at most `timeout` seconds. `tls` says whose certificates are believed; see `trusting`.
 
     Raises:
         ClientError: with the code of what went wrong.
@@ -95,6 +107,7 @@ async def ask(
         connect_timeout=timeout,
         request_timeout=timeout,
         follow_redirects=False,
+        ssl_options=tls,
     )
     response = await _fetch(address, asked)
     if not 200 <= response.code < 300:  # noqa: PLR2004

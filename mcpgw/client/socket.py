@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -50,7 +51,8 @@ class Gateway(Offers):
     itself tries once. Between tries are random pauses below a bound that doubles from `first_pause` to
     `longest_pause` seconds. `max_message_size` (bytes) bounds each of the gateway's messages. `on_approval`
     (async or not) is asked about calls of others that wait for an approval, while ``calls`` is subscribed.
-    Methods may be called from many tasks at once; each raises `ClientError`.
+    `tls` says whose certificates are believed; see `trusting`. Methods may be called from many tasks at once;
+    each raises `ClientError`.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Gateway(Offers):
         longest_pause: float = 15.0,
         max_message_size: int = 64 * 1024 * 1024,
         on_approval: OnApproval | None = None,
+        tls: SSLContext | None = None,
     ) -> None:
         self._address = GatewayAddress.parse(url)
+        self._tls = tls
         self._tokens = TokenSource(token)
         self._connect_timeout = connect_timeout
         self._give_up_after = math.inf if give_up_after is None else give_up_after
@@ -301,7 +305,11 @@ class Gateway(Offers):
             async with asyncio.timeout(limit):
                 token = await self._tokens.get()
                 link = await Link.open(
-                    self._address, token, limit=limit, max_message_size=self._max_message_size
+                    self._address,
+                    token,
+                    limit=limit,
+                    max_message_size=self._max_message_size,
+                    tls=self._tls,
                 )
         except TimeoutError:
             raise NotReachable(self._address.base, f"nothing came within {limit:g} s") from None
