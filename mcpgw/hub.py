@@ -160,18 +160,21 @@ class Place:
 class Hub:
     """Knows who is connected: bounds how many, tells all when the gateway ends, and counts.
 
-    `settings` has the limits of connections in all and of one user. `clock` is monotonic, in seconds, and
-    `call_later` calls back so many seconds later; by default by the event loop that runs.
+    `settings` has the limits of connections in all and of one user; `limit_of` answers that of a user who
+    has another, else None. `clock` is monotonic, in seconds, and `call_later` calls back so many seconds
+    later; by default by the event loop that runs.
     """
 
     def __init__(
         self,
         settings: ServerSettings | None = None,
         *,
+        limit_of: Callable[[str], int | None] = lambda _user: None,
         clock: Callable[[], float] = time.monotonic,
         call_later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self._settings = settings or ServerSettings()
+        self._limit_of = limit_of
         self._clock = clock
         self._call_later = call_later or Deadlines().call_later
         self._connections: dict[Connection, Place | None] = {}
@@ -212,7 +215,7 @@ class Hub:
             return place
         self._admitted.add(place)
         self._accepted += 1
-        if user is None or self._by_user[user] < self._settings.max_connections_per_user:
+        if user is None or self._by_user[user] < self._most_of(user):
             self._count(place)
         else:
             self._let_wait(place, user)
@@ -226,13 +229,13 @@ class Hub:
             return True
         self._forget_user(place)
         place.user = user
-        if self._by_user[user] < self._settings.max_connections_per_user:
+        if self._by_user[user] < self._most_of(user):
             self._by_user[user] += 1
             return True
-        if len(self._waiting.get(user, ())) < self._settings.max_connections_per_user:
+        if len(self._waiting.get(user, ())) < self._most_of(user):
             self._let_wait(place, user)
         else:
-            self._refuse(place, self._too_many_of_user())
+            self._refuse(place, self._too_many_of_user(user))
         return False
 
     def come_first(self, place: Place) -> None:
@@ -246,7 +249,7 @@ class Hub:
         """No place has come free for one that waits; until it is closed it is one of all."""
         self._wait_no_longer(place)
         if place.refusal is None:
-            self._refuse(place, self._too_many_of_user())
+            self._refuse(place, self._too_many_of_user(place.user or ""))
         assert place.refusal is not None, "it was refused just now"  # noqa: S101
         return place.refusal
 
@@ -263,7 +266,7 @@ class Hub:
         place.state = "leaving"
         self._leaving[user] += 1
         self._admit_next(user)
-        return self._leaving[user] <= self._settings.max_connections_per_user
+        return self._leaving[user] <= self._most_of(user)
 
     def release(self, place: Place) -> None:
         """Count a place out; nothing happens where it is out already."""
@@ -375,8 +378,8 @@ class Hub:
             return f"the gateway has its {_connections(settings.max_unidentified)} without credentials"
         if kind == "echo" and self._echoes >= settings.max_echo:
             return f"the gateway has its {_connections(settings.max_echo)} of echo"
-        if user is not None and len(self._waiting.get(user, ())) >= settings.max_connections_per_user:
-            return self._too_many_of_user()
+        if user is not None and len(self._waiting.get(user, ())) >= self._most_of(user):
+            return self._too_many_of_user(user)
         return None
 
     def _refuse(self, place: Place, reason: str) -> None:
@@ -409,7 +412,7 @@ class Hub:
     def _admit_next(self, user: str) -> None:
         """Give a place of `user` that has come free to the first of those that wait for one."""
         line = self._waiting.get(user)
-        if line is None or self._by_user[user] >= self._settings.max_connections_per_user:
+        if line is None or self._by_user[user] >= self._most_of(user):
             return
         place = line[0]
         self._wait_no_longer(place)
@@ -439,8 +442,13 @@ class Hub:
         if user in self._waiting:
             self._probe(user)
 
-    def _too_many_of_user(self) -> str:
-        return f"this user has {_connections(self._settings.max_connections_per_user)}: close one first"
+    def _too_many_of_user(self, user: str) -> str:
+        return f"this user has {_connections(self._most_of(user))}: close one first"
+
+    def _most_of(self, user: str) -> int:
+        """How many connections a user may have."""
+        limit = self._limit_of(user)
+        return self._settings.max_connections_per_user if limit is None else limit
 
     def _forget_user(self, place: Place) -> None:
         if place.state != "counted":

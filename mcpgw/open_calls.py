@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from mcpgw.access.tokens import Principal
 from mcpgw.backends.requests import InputAnswer, InputRequest
 from mcpgw.call_record import CallRecord
 from mcpgw.wire import frames
@@ -18,12 +19,17 @@ class OpenCall:
     server_id: str
     tool_name: str
     on_disconnect: Literal["keep", "cancel"] | None
-    scopes: frozenset[str]
+    principal: Principal
     record: CallRecord | None = None
     task: asyncio.Task[None] | None = None
     ended: bool = False
     hidden: bool = False
     """Whether the token that the session goes on with may not know of it; it goes on all the same."""
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """What its caller was allowed when it began."""
+        return self.principal.scopes
 
 
 class Teller(Protocol):

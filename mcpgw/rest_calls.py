@@ -14,12 +14,20 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from mcpgw.access.callers import Caller
+from mcpgw.access.revocation import Judge, denial
 from mcpgw.access.tokens import Principal
 from mcpgw.audit import Actor
 from mcpgw.backends.requests import InputAnswer, InputRequest, SilentObserver
 from mcpgw.backends.tools import ToolResult
 from mcpgw.call_record import CallRecord, CallRecords, outcome_of
-from mcpgw.errors import InvalidParams, OutcomeUnknown, QueueFull, RateLimited, ToolExecutionError
+from mcpgw.errors import (
+    GatewayError,
+    InvalidParams,
+    OutcomeUnknown,
+    QueueFull,
+    RateLimited,
+    ToolExecutionError,
+)
 from mcpgw.gateway import Gateway
 from mcpgw.rate_limit import UserLimits, retry_after_ms
 from mcpgw.tracing import CallerTrace
@@ -105,7 +113,8 @@ class RestCall:
         self._caller = Caller(principal, f"request {secrets.token_hex(8)}", trace)
         self._actor = actor
         self._listener = listener
-        self._has_to_end = False
+        self._target = ("", "")
+        self._reason: GatewayError | None = None
         self.is_recorded = False
 
     async def run(
@@ -125,6 +134,7 @@ class RestCall:
             GatewayError: with the code of what went wrong.
         """
         user, gateway = self._caller.principal.user, self._calls.gateway
+        self._target = (server_id, tool_name)
         with self._calls.admitted(user):
             self.is_recorded = True
             record = self._calls.records.begin(
@@ -155,12 +165,20 @@ class RestCall:
 
     def has_to_end(self) -> None:
         """The gateway ends: what stops the call from now on is that."""
-        self._has_to_end = True
+        self._reason = OutcomeUnknown(
+            "the gateway is ending and has stopped the call; it may have run in part"
+        )
+
+    def is_denied(self, judge: Judge) -> bool:
+        """Whether its caller may not make it any more; what stops it from now on is that."""
+        error = denial(self._caller.principal, judge, *self._target)
+        self._reason = error or self._reason
+        return error is not None
 
     def _shown(self, error: BaseException) -> BaseException:
         """What is told of a fault to the one who asks."""
-        if isinstance(error, asyncio.CancelledError) and self._has_to_end:
-            return OutcomeUnknown("the gateway is ending and has stopped the call; it may have run in part")
+        if isinstance(error, asyncio.CancelledError) and self._reason is not None:
+            return self._reason
         return _of_a_body(error) if isinstance(error, InvalidParams) else error
 
 

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import may_call
+from mcpgw.access.revocation import Judge, denial
 from mcpgw.access.tokens import Principal
 from mcpgw.answers import answer
 from mcpgw.approvals import PREFIX
@@ -161,6 +162,23 @@ class Session:
                 if self.outlet is not None:
                     self.outlet.say_result(_denied(call.reply))
 
+    def review(self, judge: Judge) -> None:
+        """Go on with what the user may do by now; calls that they may not make any more are ended.
+
+        Raises:
+            AuthFailed: the credentials of the session hold no more.
+        """
+        for call in list(self._calls.values()):
+            error = denial(call.principal, judge, call.server_id, call.tool_name)
+            if error is not None:
+                self._end_call(call, frames.Error(error))
+        if self._principal is None:
+            return
+        if (present := judge(self._principal)) != self._principal:
+            self.principal = present
+        else:
+            self.events.leave_forbidden(present)
+
     def _may_know(self, call: OpenCall | KeptEnd) -> bool:
         """Whether the present token may know of a call that an earlier one of this user has begun.
 
@@ -204,7 +222,7 @@ class Session:
                 f"{self._max_calls} calls are open on this connection: wait for one to end",
                 retry_after_ms=1000,
             )
-        call = OpenCall(reply, frame.server_id or "", "", None, principal.scopes)
+        call = OpenCall(reply, frame.server_id or "", "", None, principal)
         if isinstance(frame, frames.ToolCall):
             call.tool_name, call.on_disconnect = frame.tool_name, frame.on_disconnect
             call.record = self._records.begin(

@@ -6,13 +6,14 @@ Source: the wire contract, sections 3 (`subscribe` to `publish`) and 4.
 from collections.abc import Sequence
 from typing import Protocol
 
+from mcpgw.access.permissions import require_free
 from mcpgw.access.tokens import Principal
 from mcpgw.bus import Bus
 from mcpgw.errors import PermissionDenied, QueueFull, TooLarge, UnknownChannel, suggest
 from mcpgw.event_reader import CatchUp, LogMovedOnError
 from mcpgw.metrics import Metrics
 from mcpgw.rooms import Rooms
-from mcpgw.subscriptions import ROOM, Subscription, may_read_channel, require_channel
+from mcpgw.subscriptions import ROOM, Subscription
 from mcpgw.wire import frames
 from mcpgw.wire.deliveries import LiveReader
 from mcpgw.wire.events import Event, Position
@@ -85,7 +86,7 @@ class SessionEvents:
             UnknownChannel: there is no such channel.
             PermissionDenied: the caller may not read it.
         """
-        require_channel(principal, frame.channel)
+        self._rooms.require(principal, frame.channel)
         if frame.channel not in self._subscriptions and len(self._subscriptions) >= _MOST_CHANNELS:
             raise QueueFull(f"{_MOST_CHANNELS} channels are subscribed: unsubscribe from one first")
         begins = self._come_in(frame.channel, principal.user)
@@ -141,9 +142,10 @@ class SessionEvents:
 
         Raises:
             UnknownChannel: there is no such channel, or it is no room.
-            PermissionDenied: the client is not in the room.
+            PermissionDenied: the client is not in the room, or may only read there for now.
         """
-        require_channel(principal, frame.channel)
+        self._rooms.require(principal, frame.channel)
+        require_free(principal)
         if not frame.channel.startswith(ROOM):
             raise UnknownChannel("only rooms can be published to: room:NAME")
         if frame.channel not in self._subscriptions:
@@ -163,9 +165,14 @@ class SessionEvents:
 
     def belong_to(self, principal: Principal) -> None:
         """Go on with another token of the same user, which may grant less than the one that subscribed."""
-        for channel, subscription in list(self._subscriptions.items()):
+        for subscription in self._subscriptions.values():
             subscription.principal = principal
-            if not may_read_channel(principal, channel):
+        self.leave_forbidden(principal)
+
+    def leave_forbidden(self, principal: Principal) -> None:
+        """Leave the channels that are not for `principal` now: a room may have become one of guests."""
+        for channel in self.channels:
+            if not self._rooms.may_read(principal, channel):
                 self._leave(channel)
                 self._say(frames.Unsubscribed(channel), None)
 

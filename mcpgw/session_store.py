@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter, OrderedDict
 
+from mcpgw.access.revocation import Judge
+from mcpgw.errors import AuthFailed
 from mcpgw.kept_ends import SharedLimit
 from mcpgw.session import Session
 from mcpgw.session_events import Outlet
@@ -47,6 +49,17 @@ class SessionStore:
         if parked is not None:
             parked[1].cancel()
         session.end()
+
+    def review(self, judge: Judge) -> None:
+        """Hold every session to what its user may do by now; those whose credentials hold no more end.
+
+        Also those whose connection is being closed: nobody is to come back to them.
+        """
+        for session in [*self._live.values(), *(parked for parked, _ in self._parked.values())]:
+            try:
+                session.review(judge)
+            except AuthFailed:
+                self.remove(session)
 
     def park(self, session: Session) -> None:
         """The connection is gone: keep its session for a client that comes back."""

@@ -1,10 +1,13 @@
 """Who may read which channel, and one reader's view of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from mcpgw.access.permissions import (
+    EVERYTHING,
+    Sight,
     is_admin,
     may_approve,
     may_join_room,
@@ -20,7 +23,11 @@ from mcpgw.wire.frames import EventFilter
 
 ROOM = "room:"
 RESOURCE_UPDATED = "server.resource_updated"
+_HEALTH = "gateway.health_update"
 _USER = "user:"
+_CONFIG = "config"
+_OF_SERVERS = frozenset({"servers", "calls", "gateway", _CONFIG})
+_FAULTY = "the new configuration has faults"
 _OWNED = frozenset({"calls"})  # an event without an owner is nobody's there: only who sees all sees it
 
 
@@ -45,8 +52,8 @@ def may_read_channel(principal: Principal, channel: str) -> bool:
         return may_join_room(principal, channel.removeprefix(ROOM))
     if base == _USER:
         is_own = channel == f"{_USER}{principal.user}"
-        return is_admin(principal) or (is_own and may_read_events(principal))
-    if base in _OWNED and (may_read_calls(principal) or may_approve(principal)):
+        return is_admin(principal) or (is_own and (may_read_events(principal) or bool(principal.guest)))
+    if base in _OWNED and (principal.guest or may_read_calls(principal) or may_approve(principal)):
         return True
     return base is not None and may_read_events(principal)
 
@@ -63,7 +70,7 @@ class View:
 
     `user` is whose events are seen whole, on channels whose events have owners; `sees_all` whether those of
     the others are seen too, without what only their owners may see. `approves` tells whether what waits for
-    an approval is seen whole.
+    an approval is seen whole. `sight` says of which servers and tools something is seen.
     """
 
     is_admin: bool
@@ -71,6 +78,7 @@ class View:
     user: str | None
     approves: bool = False
     owned: bool = False
+    sight: Sight = EVERYTHING
 
     @classmethod
     def of(cls, principal: Principal, channel: str, *, watches: bool = False) -> "View":
@@ -79,15 +87,23 @@ class View:
         Who `watches` resources is told of those of their own instances of servers, too; others are not, so
         that all of them are one audience.
         """
+        # Rules are looked at here, once for all whose rules are the same, and not for each reader and event.
+        sight = Sight.of(principal) if channel in _OF_SERVERS else EVERYTHING
         if channel in _OWNED:
-            approves = may_approve(principal)
-            return cls(is_admin(principal), may_read_calls(principal), principal.user, approves, owned=True)
-        return cls(is_admin(principal), is_admin(principal), principal.user if watches else None)
+            approves, reads = may_approve(principal), may_read_calls(principal)
+            return cls(is_admin(principal), reads, principal.user, approves, owned=True, sight=sight)
+        user = principal.user if watches else None
+        return cls(is_admin(principal), is_admin(principal), user, sight=sight)
 
     def text(self, event: Event) -> str | None:
         """The event as it may be seen; None where it may not be seen at all."""
         if event.type.admin_only and not self.is_admin:
             return None
+        if self.sight is not EVERYTHING:
+            if event.channel == _CONFIG:
+                return event.text_with(self._of_config(event.data))
+            if not self._is_in_sight(event):
+                return None
         if event.owner is None and event.channel not in _OWNED:
             return event.text()
         if event.owner is not None and event.owner == self.user:
@@ -95,6 +111,29 @@ class View:
         if self.approves and event.type.for_approvers:
             return event.text()
         return event.text(full=False) if self.sees_all else None
+
+    def _is_in_sight(self, event: Event) -> bool:
+        """Whether an event is of a server, or a tool, that is shown; of calls one's own are."""
+        if event.type.name == _HEALTH:  # it counts those that are not shown, too
+            return False
+        server = event.data.get("serverId")
+        if server is None or (event.channel in _OWNED and event.owner == self.user):
+            return True
+        if event.channel in _OWNED:
+            return self.sight.shows_tool(server, event.data.get("toolName", ""))
+        if event.type.name == RESOURCE_UPDATED:
+            return self.sight.shows_all_of(server)
+        return self.sight.shows_server(server)
+
+    def _of_config(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What is told of the configuration, without the names of servers that are not shown."""
+        seen = dict(data)
+        if (servers := seen.get("servers")) is not None:
+            shows = self.sight.shows_server
+            seen["servers"] = {how: [one for one in names if shows(one)] for how, names in servers.items()}
+        if "faults" in seen:  # in words, which may be of any server
+            seen["faults"] = [_FAULTY]
+        return seen
 
 
 def _uncounted(_type_name: str, _count: int) -> None:

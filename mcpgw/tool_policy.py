@@ -96,6 +96,36 @@ def serve_tools(definition: ServerDefinition, tools: Iterable[Tool]) -> dict[str
     return served
 
 
+def policy_of(definition: ServerDefinition, name: str) -> tuple[bool, str]:
+    """Whether callers can have a tool under the name `name`, and what the policy says of it, in words.
+
+    As far as the definition alone tells: whether the server has such a tool, only the server knows. The words
+    are empty where the policy says nothing of it.
+    """
+    policy = definition.tools
+    place = f"[servers.{definition.name}.tools]"
+    renamed = {policy.prefix + rule.rename: own for own, rule in policy.rules.items() if rule.rename}
+    own = renamed.get(name)
+    if own is None:
+        own = name.removeprefix(policy.prefix)
+        rule = policy.rules.get(own, _NO_RULE)
+        if not name.startswith(policy.prefix):
+            return False, f"{place} prefix: names of its tools begin with {policy.prefix!r}"
+        if rule.rename:
+            return False, f"{place} renames {own!r} to {policy.prefix + rule.rename!r}"
+    blocking = next((pattern for pattern in policy.block if fnmatchcase(own, pattern)), None)
+    if blocking is not None:
+        return False, f"{place} block has {blocking!r}"
+    if policy.allow is not None and not _is_allowed(policy, own):
+        return False, f"{place} allow has nothing that matches {own!r}"
+    approval = policy.rules.get(own, _NO_RULE).approval or definition.approval
+    if approval == "required":
+        return True, "each call waits until somebody approves it"
+    if approval == "writes":
+        return True, "a call waits until somebody approves it, unless the tool only reads"
+    return True, ""
+
+
 def _serve(definition: ServerDefinition, tool: Tool, written: Mapping[str, Any]) -> ServedTool:
     policy = definition.tools
     rule = policy.rules.get(tool.name, _NO_RULE)

@@ -6,6 +6,7 @@ Commands and the gateway use this alike; what is done is in the store's journal,
 import hashlib
 import re
 import secrets
+import unicodedata
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,7 +21,7 @@ LINK_SECONDS: Final = 24 * 3600
 LINK_PREFIX: Final = "mcpgw-link-"
 """How the secret of a one-use link begins, so that searches for lost secrets find it."""
 
-_USER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,127}")
+_USER_NAME = re.compile(r"[a-z0-9][a-z0-9_.@+-]{0,127}")
 
 
 def digest(secret: str) -> str:
@@ -32,14 +33,25 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def canonical_name(text: str) -> str:
+    """The one way to write a name, however it was typed: NFKC, then case folding (Unicode, section 3.13)."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+
+
 def check_user_name(name: str) -> None:
-    """Raise `ConfigError` where `name` cannot be a user's."""
+    """Raise `ConfigError` where `name` cannot be a user's.
+
+    There are no two ways to write a name, so that nobody can be taken for another: small letters, and none
+    beyond ASCII.
+    """
     if not _USER_NAME.fullmatch(name):
+        small = canonical_name(name)
+        hint = f"; write {small!r}" if _USER_NAME.fullmatch(small) else ""
         raise ConfigError(
             [
                 (
-                    f"{name[:64]!r} is no name of a user: letters, digits and _ . @ + -, the first a letter "
-                    "or a digit, at most 128"
+                    f"{name[:64]!r} is no name of a user: small letters, digits and _ . @ + -, the first a "
+                    f"letter or a digit, at most 128{hint}"
                 )
             ]
         )
@@ -101,6 +113,30 @@ class Accounts:
         """
         await self._known(name)
         self._require(await self._store.users.set_disabled(name, disabled, by=by), name)
+
+    async def link(self, name: str, issuer: str, subject: str, *, by: By) -> None:
+        """Have whom `issuer` (its ``iss``) knows as `subject` be this user.
+
+        Raises:
+            ConfigError: there is no such user, or they are another one already, or there are too many.
+            StoreError: it cannot be kept.
+        """
+        await self._known(name)
+        if await self._store.identities.link(issuer, subject, name, by=by):
+            return
+        other = await self._store.identities.find(issuer, subject)
+        reason = f"that is {other!r} already" if other else "it is too long, or the user has too many"
+        raise ConfigError([f"{subject[:64]!r} of {issuer[:128]} cannot be {name!r}: {reason}"])
+
+    async def unlink(self, issuer: str, subject: str, *, by: By) -> None:
+        """Have whom `issuer` knows as `subject` be nobody here any more; logins that have begun go on.
+
+        Raises:
+            ConfigError: they are nobody.
+            StoreError: it cannot be kept.
+        """
+        if not await self._store.identities.unlink(issuer, subject, by=by):
+            raise ConfigError([f"{subject[:64]!r} of {issuer[:128]} is nobody here"])
 
     async def make_link(self, name: str, *, by: By, seconds: float = LINK_SECONDS) -> str:
         """The secret of a link that lets a user in once, within `seconds`; it is kept nowhere.

@@ -1,8 +1,12 @@
-"""How long one has to wait after failed logins: growing pauses per account and per address.
+"""How long one has to wait after failed logins: growing pauses for who guesses, and softer ones for accounts.
+
+A stranger who guesses at an account is to be stopped, and must not lock its owner out by that. So failures
+count for an account from one address, and for an address whatever account it tries. All failures of an
+account together count too, since one stranger may have many addresses; that makes those alone wait who come
+from where the account has never logged in.
 
 An attempt counts as failed from its beginning until it has succeeded, so that many at once are no way around.
-The account's name is taken as it was typed, whether there is such an account or not: the answers tell
-nothing.
+An account's name counts whether there is such an account or not: the answers tell nothing.
 """
 
 import time
@@ -14,13 +18,17 @@ from typing import Final
 
 Clock = Callable[[], float]
 
-ACCOUNT_FREE: Final = 5
-"""Failures of one account before there is a pause."""
+PAIR_FREE: Final = 5
+"""Failures of one account from one address before there is a pause."""
+ACCOUNT_FREE: Final = 50
+"""Failures of one account, wherever they come from, before strangers have a pause there."""
 ADDRESS_FREE: Final = 20
 """Failures from one address before there is a pause: many people may come from one."""
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
+ACCOUNT_PAUSE: Final = 60.0
+"""Longest pause of strangers at an account, in seconds."""
 _FORGIVEN_AFTER = 900.0
 _MOST = 10_000
 _IPV6_PREFIX = 64
@@ -36,12 +44,20 @@ class _Failures:
 class Lockout:
     """Counts failures of one kind of thing; at most `maximum` things, of which the oldest are forgotten.
 
-    Beyond `free` failures there is a pause of a second, which doubles with each further one up to five
-    minutes. A quarter of an hour without a failure makes all forgotten. `clock` is monotonic, in seconds.
+    Beyond `free` failures there is a pause of a second, which doubles with each further one up to `longest`
+    seconds. A quarter of an hour without a failure makes all forgotten. `clock` is monotonic, in seconds.
     """
 
-    def __init__(self, free: int, *, maximum: int = _MOST, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        free: int,
+        *,
+        longest: float = _LONGEST_PAUSE,
+        maximum: int = _MOST,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self._free = free
+        self._longest = longest
         self._maximum = maximum
         self._clock = clock
         self._known: OrderedDict[str, _Failures] = OrderedDict()
@@ -67,7 +83,7 @@ class Lockout:
         found.last = now
         beyond = found.count - self._free
         if beyond >= 0:
-            found.until = now + min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(beyond, 20))
+            found.until = now + min(self._longest, _FIRST_PAUSE * 2.0 ** min(beyond, 20))
         self._known.move_to_end(name)
 
     def take_back(self, name: str) -> None:

@@ -76,8 +76,8 @@ class Passwords:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _verify(self, stored: str, password: str) -> bool:
-        if not stored:
-            self._nobody = self._nobody or self._hasher.hash("nobody has this password")
+        # Made at the first check of all, whoever's that is: else the first of nobody's would take longer.
+        self._nobody = self._nobody or self._hasher.hash("nobody has this password")
         try:
             return self._hasher.verify(stored or self._nobody, password) and bool(stored)
         except (VerificationError, InvalidHashError):

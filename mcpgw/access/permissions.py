@@ -11,6 +11,7 @@
     calls:approve            consent to calls of others that wait for it, with their arguments
     rooms:join               every room
     rooms:join:ROOM          that room
+    rooms:host               rooms of one's own, with guests who may do no more than oneself
     admin                    all of the above
 
 Names are compared as a whole, never by a beginning. A scope that breaks this grammar grants nothing.
@@ -18,12 +19,12 @@ A tool's name may hold ``/``, ``:`` and spaces; the ``scope`` claim of a token i
 (RFC 8693 section 4.2), so a tool with a space in its name can only be granted by a claim that is a list.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mcpgw.errors import ConfigError, PermissionDenied, suggest
-from mcpgw.roles import NO_RULES, ToolRules
+from mcpgw.roles import NO_RULES, ToolPattern, ToolRules
 from mcpgw.server_definitions import SERVER_NAME
 
 ADMIN: Final = "admin"
@@ -35,10 +36,12 @@ PUBLISH_EVENTS: Final = "events:publish"
 READ_SERVERS: Final = "servers:read"
 WRITE_SERVERS: Final = "servers:write"
 JOIN_ROOMS: Final = "rooms:join"
+HOST_ROOMS: Final = "rooms:host"
 SCOPES: Final = (
     ADMIN,
     APPROVE_CALLS,
     CALL_TOOLS,
+    HOST_ROOMS,
     JOIN_ROOMS,
     PUBLISH_EVENTS,
     READ_CALLS,
@@ -81,6 +84,18 @@ class ToolCaller(Caller, Protocol):
     def granted(self) -> frozenset[str] | None:
         """The scopes of the credential itself."""
 
+    @property
+    def limit(self) -> frozenset[str] | None:
+        """The scopes of the role; None where there is no role."""
+
+
+class HeldCaller(Protocol):
+    """Whoever may be kept from all but reading for a while."""
+
+    @property
+    def held(self) -> str:
+        """Why they may only read; empty where they may do what their scopes allow."""
+
 
 def check_scope(text: str) -> None:
     """Raise `ConfigError`, with the nearest right scope, where `text` breaks the grammar above."""
@@ -110,17 +125,26 @@ def check_scope(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a tool may be called, and the scope or the rule that decided it, in words."""
+    """Whether a tool may be called, and the scope or the rule that decided it, in words.
+
+    `place` is where the rule stands in the table of the role, such as ``deny, entry 2``; empty where no rule
+    decided it.
+    """
 
     is_allowed: bool
     reason: str
+    place: str = ""
 
 
 def decide_call(caller: ToolCaller, server: str, tool: str) -> Decision:
     """Whether `caller` may call `tool` of `server`, and why: what is denied wins over what is allowed."""
     denied = caller.rules.denying(server, tool)
     if denied is not None:
-        return Decision(False, f"the role {caller.role!r} denies {denied.text!r}")
+        return Decision(
+            False,
+            f"the role {caller.role!r} denies {denied.text!r}",
+            _place("deny", caller.rules.deny, denied),
+        )
     scope = _granting(caller.scopes, server, tool)
     if scope is not None:
         return Decision(True, f"the scope {scope!r} allows it")
@@ -129,7 +153,83 @@ def decide_call(caller: ToolCaller, server: str, tool: str) -> Decision:
         return Decision(False, "no scope and no rule allows it")
     if caller.granted is not None and _granting(caller.granted, server, tool) is None:
         return Decision(False, f"the role allows {allowed.text!r}, and no scope of the token or the key does")
-    return Decision(True, f"the role {caller.role!r} allows {allowed.text!r}")
+    return Decision(
+        True,
+        f"the role {caller.role!r} allows {allowed.text!r}",
+        _place("allow", caller.rules.allow, allowed),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Which servers and tools are shown to somebody: those that they may use, in lists and in events.
+
+    Whoever may use no tool by design, such as a viewer, is shown all that no rule denies: that is what their
+    role is for. `allow` and `deny` are the patterns of the role; `role` and `credential` the tools' scopes of
+    each that show less than everything, None where it shows all.
+    """
+
+    allow: tuple[ToolPattern, ...] = ()
+    deny: tuple[ToolPattern, ...] = ()
+    role: frozenset[str] | None = None
+    credential: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, caller: ToolCaller) -> "Sight":
+        """What `caller` is shown."""
+        rules = caller.rules
+        role = _narrowing(caller.scopes if caller.limit is None else caller.limit)
+        if not role and (role is None or not rules.allow):
+            role = None
+        credential = None if caller.granted is None else _narrowing(caller.granted) or None
+        if role is credential is None and not rules.deny:
+            return EVERYTHING
+        return cls(rules.allow if role is not None else (), rules.deny, role, credential)
+
+    def shows_server(self, server: str) -> bool:
+        """Whether something of a server is shown, and so the server is."""
+        if self is EVERYTHING:
+            return True
+        if any(pattern.covers(server) for pattern in self.deny):
+            return False
+        if self.credential is not None and not _grants_any(self.credential, server):
+            return False
+        return (
+            self.role is None
+            or _grants_any(self.role, server)
+            or any(pattern.touches(server) for pattern in self.allow)
+        )
+
+    def shows_all_of(self, server: str) -> bool:
+        """Whether a server is shown with its resources and prompts."""
+        if self is EVERYTHING:
+            return True
+        if any(pattern.covers(server) for pattern in self.deny):
+            return False
+        if self.credential is not None and not _grants_server(self.credential, server):
+            return False
+        return (
+            self.role is None
+            or _grants_server(self.role, server)
+            or any(pattern.covers(server) for pattern in self.allow)
+        )
+
+    def shows_tool(self, server: str, tool: str) -> bool:
+        """Whether a tool is shown, and what is done with it."""
+        if self is EVERYTHING:
+            return True
+        if any(pattern.matches(server, tool) for pattern in self.deny):
+            return False
+        if self.credential is not None and _granting(self.credential, server, tool) is None:
+            return False
+        return (
+            self.role is None
+            or _granting(self.role, server, tool) is not None
+            or any(pattern.matches(server, tool) for pattern in self.allow)
+        )
+
+
+EVERYTHING: Final = Sight()
 
 
 def may_call(caller: ToolCaller, server: str, tool: str) -> bool:
@@ -164,6 +264,16 @@ def may_use_server(caller: ToolCaller, server: str) -> bool:
     return any(pattern.covers(server) for pattern in rules.allow) and (
         caller.granted is None or _grants_server(caller.granted, server)
     )
+
+
+def may_see_server(caller: ToolCaller, server: str) -> bool:
+    """Whether `caller`, who may read servers, is shown this one."""
+    return Sight.of(caller).shows_server(server)
+
+
+def may_do_anything(caller: ToolCaller) -> bool:
+    """Whether there is anything at all that `caller` may do."""
+    return bool(caller.scopes or caller.rules.allow)
 
 
 def may_read_servers(caller: Caller) -> bool:
@@ -201,6 +311,23 @@ def may_join_room(caller: Caller, room: str) -> bool:
     return _has(caller, JOIN_ROOMS) or f"{_ONE_ROOM}{room}" in caller.scopes
 
 
+def may_host_rooms(caller: Caller) -> bool:
+    """Whether `caller` may open rooms for guests."""
+    return _has(caller, HOST_ROOMS)
+
+
+def require_host_rooms(caller: Caller) -> None:
+    """Raise `PermissionDenied`, with the missing scope, unless `caller` may open rooms for guests."""
+    if not may_host_rooms(caller):
+        raise _denied(HOST_ROOMS)
+
+
+def require_free(caller: HeldCaller) -> None:
+    """Raise `PermissionDenied`, with the reason, where `caller` may only read for now."""
+    if caller.held:
+        raise PermissionDenied(caller.held)
+
+
 def require_call(caller: ToolCaller, server: str, tool: str) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless `caller` may call `tool` of `server`."""
     if not may_call(caller, server, tool):
@@ -219,6 +346,15 @@ def require_call_any(caller: ToolCaller, server: str) -> None:
 def require_use_server(caller: ToolCaller, server: str) -> None:
     """Raise `PermissionDenied`, with the missing scope, unless all that `server` offers may be used."""
     if not may_use_server(caller, server):
+        raise _denied(f"{_ONE_SERVER}{server}" if SERVER_NAME.fullmatch(server) else CALL_TOOLS)
+
+
+def require_see_server(caller: ToolCaller, server: str) -> None:
+    """Raise `PermissionDenied`, with the rule, unless `caller` is shown this server."""
+    if not may_see_server(caller, server):
+        denied = next((pattern for pattern in caller.rules.deny if pattern.covers(server)), None)
+        if denied is not None:
+            raise PermissionDenied(f"the role {caller.role!r} denies {denied.text!r}")
         raise _denied(f"{_ONE_SERVER}{server}" if SERVER_NAME.fullmatch(server) else CALL_TOOLS)
 
 
@@ -278,6 +414,17 @@ def covers(scopes: frozenset[str], scope: str) -> bool:
         server = scope.removeprefix(_ONE_SERVER).partition("/")[0]
         return CALL_TOOLS in scopes or f"{_ONE_SERVER}{server}" in scopes
     return scope.startswith(_ONE_ROOM) and JOIN_ROOMS in scopes
+
+
+def _place(name: str, patterns: Sequence[ToolPattern], pattern: ToolPattern) -> str:
+    return f"{name}, entry {patterns.index(pattern) + 1}"
+
+
+def _narrowing(scopes: frozenset[str]) -> frozenset[str] | None:
+    """Those of `scopes` that are for tools; None where one of them is for all tools."""
+    if ADMIN in scopes or CALL_TOOLS in scopes:
+        return None
+    return frozenset(scope for scope in scopes if scope.startswith(_ONE_SERVER))
 
 
 def _granting(scopes: frozenset[str], server: str, tool: str) -> str | None:

@@ -9,26 +9,36 @@ from sqlalchemy import Connection, select
 
 from mcpgw.access.accounts import Accounts
 from mcpgw.access.authority import Authority, Known, KnownUser
+from mcpgw.access.issuers import Issuers, IssuerSettings, issuer_faults
+from mcpgw.access.joining import Joining
 from mcpgw.access.keys import Keys
 from mcpgw.access.logins import Logins
+from mcpgw.access.oidc import OpenIdLogins
 from mcpgw.access.passwords import Passwords
 from mcpgw.access.permissions import check_scope
 from mcpgw.access.tickets import Purpose, Tickets
 from mcpgw.access.tokens import Principal, Tokens
+from mcpgw.access.workshops import Workshops
+from mcpgw.access.xsrf import XsrfTokens
 from mcpgw.audit import Actor, Audit
 from mcpgw.errors import ConfigError
 from mcpgw.logs import log_event
 from mcpgw.roles import Role
-from mcpgw.settings import AuthSettings
-from mcpgw.store import By, Store, StoreError
+from mcpgw.settings import DAY, AuthSettings
+from mcpgw.store import By, OpenRoom, Store, StoreError
+from mcpgw.store.identities import linked_users
 from mcpgw.store.keys import good_keys
 from mcpgw.store.logins import revoked_since
+from mcpgw.store.rooms import open_rooms
 from mcpgw.store.runner import now
 from mcpgw.store.tables import USERS
 
 _LOGGER = logging.getLogger("mcpgw.access")
 _COMMAND_LINE = "command line"
+_GATEWAY = "gateway"
 _MARGIN_SECONDS = 60.0
+_TELL_SECONDS = 0.25
+_LAST_SECONDS = 2.0
 
 
 def role_faults(roles: Mapping[str, Role]) -> list[str]:
@@ -47,7 +57,8 @@ class AccessService:
     """Users, logins and tickets of one gateway, and the journal that tells of changes made elsewhere.
 
     `first_link` is the secret of the link for the first admin, as long as nobody has ever come in.
-    `on_change` is called with `Authority.review` whenever somebody may now do more or less than before.
+    `on_change` is called with `Authority.review` whenever somebody may now do more or less than before, and
+    `on_rooms` before it with the rooms that are open to guests, of which there may be `max_rooms`.
     """
 
     def __init__(
@@ -58,7 +69,10 @@ class AccessService:
         audit: Audit,
         settings: AuthSettings,
         roles: Callable[[], Mapping[str, Role]],
+        issuers: Issuers,
         on_change: Callable[[Callable[[Principal], Principal]], None],
+        on_rooms: Callable[[Mapping[str, OpenRoom]], None],
+        max_rooms: int,
     ) -> None:
         self._store = store
         self._tokens = tokens
@@ -66,12 +80,17 @@ class AccessService:
         self._settings = settings
         self._roles = roles
         self._on_change = on_change
+        self._on_rooms = on_rooms
         self._passwords = Passwords()
         self._seen = -1
         self._seen_roles: Mapping[str, Role] = {}
+        self._seen_issuers: Mapping[str, IssuerSettings] = {}
+        self._has_untold = False
+        self._over: frozenset[str] = frozenset()
         self._reading = asyncio.Lock()
         self.first_link: str | None = None
-        self.authority = Authority(tokens, roles)
+        self.issuers = issuers
+        self.authority = Authority(tokens, roles, issuers=issuers)
         self.logins = Logins(
             store,
             tokens,
@@ -80,9 +99,22 @@ class AccessService:
             audit=audit,
             settings=settings,
             refresh_known=self.read_changes,
+            take_over=self.take_over,
+        )
+        self.openid = OpenIdLogins(
+            store,
+            self.logins,
+            issuers,
+            audit=audit,
+            settings=settings,
+            roles=roles,
+            key=tokens.derived_key("openid login"),
         )
         self.tickets = Tickets(settings.ticket_time)
         self.keys = Keys(store)
+        self.workshops = Workshops(store, tokens, roles, most=max_rooms)
+        self.joining = Joining(store, tokens, authority=self.authority, audit=audit)
+        self.xsrf = XsrfTokens(tokens.derived_key("xsrf"))
 
     @property
     def accounts(self) -> Accounts:
@@ -122,16 +154,41 @@ class AccessService:
         """
         async with self._reading:
             newest, roles = await self._store.changes.newest(), self._roles()
-            if newest == self._seen and roles is self._seen_roles:
+            issuers = self.issuers.settings
+            is_same = roles is self._seen_roles and issuers is self._seen_issuers
+            if newest == self._seen and is_same:
+                if self._has_untold:
+                    await self._tell_untold()
                 return
             if newest != self._seen:
                 self.authority.learn(await self._store.run(self._read, reads=True))
-                await self._tell_untold()
+                self._has_untold = True
+                self._on_rooms(self._open_rooms())
             if roles is not self._seen_roles:
                 for fault in role_faults(roles):  # such a scope allows nothing
                     log_event(_LOGGER, logging.ERROR, "role fault", reason=fault)
-            self._seen, self._seen_roles = newest, roles
-            self._on_change(self.authority.review)
+            if issuers is not self._seen_issuers:
+                for fault in issuer_faults(issuers):
+                    log_event(_LOGGER, logging.ERROR, "issuer fault", reason=fault)
+            # The audit log has what was changed before what came of it, unless the store keeps it waiting.
+            telling = asyncio.create_task(self._tell_untold(), name="access changes")
+            try:
+                await asyncio.wait({telling}, timeout=_TELL_SECONDS)
+                self._on_change(self.authority.review)
+                self._seen, self._seen_roles, self._seen_issuers = newest, roles, issuers
+            finally:
+                await telling
+
+    async def take_over(self) -> None:
+        """Hold everybody to a change that is in the store already.
+
+        Where that cannot be read in this moment `watch` does it, as soon as it can: the change is made, and
+        whoever made it is not to be told otherwise.
+        """
+        try:
+            await self.read_changes()
+        except StoreError as error:
+            log_event(_LOGGER, logging.ERROR, "changes unread", reason=error.message)
 
     async def prepare(self) -> None:
         """Read everything for the first time, and let the first admin in where nobody has ever been.
@@ -145,16 +202,44 @@ class AccessService:
 
     async def watch(self) -> None:
         """Look for changes again and again, until cancelled."""
-        failed = False
+        told = ""
         while True:
             await asyncio.sleep(self._settings.watch_interval)
-            try:
-                await self.read_changes()
-                failed = False
-            except StoreError as error:
-                if not failed:  # the store's own log has each
-                    log_event(_LOGGER, logging.ERROR, "changes unread", reason=error.message)
-                failed = True
+            fault = ""
+            # One after the other: what cannot be written keeps nothing from being read.
+            for work in (self._end_rooms, self.read_changes):
+                try:
+                    await work()
+                except StoreError as error:
+                    fault = error.message
+                    if not told:  # the store's own log has each
+                        log_event(_LOGGER, logging.ERROR, "changes unread", reason=fault)
+                except Exception as error:
+                    # Whoever ended here would let all in for good whose rights are taken from now on.
+                    fault = repr(type(error))
+                    if fault != told:
+                        _LOGGER.exception("changes could not be taken over")
+            told = fault
+
+    def _open_rooms(self) -> dict[str, OpenRoom]:
+        """The rooms that are known, without those whose time is over."""
+        moment = now()
+        known = self.authority.known.rooms
+        return {room_id: found for room_id, found in known.items() if moment < found.room.ends_at}
+
+    async def _end_rooms(self) -> None:
+        """End the rooms whose time is over."""
+        rooms = self._open_rooms()
+        over = self.authority.known.rooms.keys() - rooms.keys()
+        if not over:
+            return
+        if over != self._over:
+            # Before the store is asked, which may fail: who is in there has to go in any case.
+            self._over = frozenset(over)
+            self._on_rooms(rooms)
+            self._on_change(self.authority.review)
+        for room in await self._store.rooms.end_over():
+            self._audit.access(Actor(_GATEWAY, room.host or None), action="room.end", target=room.name)
 
     async def tidy(self) -> None:
         """Forget what is over.
@@ -163,8 +248,10 @@ class AccessService:
             StoreError: the store cannot be used.
         """
         self.logins.sweep()
+        self.joining.sweep()
         await self.note_used()
         await self._store.logins.prune()
+        await self._store.rooms.prune()
         await self._store.changes.prune()
 
     async def note_used(self) -> None:
@@ -180,17 +267,28 @@ class AccessService:
         self._passwords.close()
 
     def _read(self, connection: Connection) -> Known:
-        query = select(USERS.c.name, USERS.c.role, USERS.c.disabled)
-        users = {row.name: KnownUser(row.role, bool(row.disabled)) for row in connection.execute(query)}
-        # Older ones have no access token any more that holds.
-        around = self._settings.access_time + self._settings.leeway + _MARGIN_SECONDS
+        query = select(USERS.c.name, USERS.c.role, USERS.c.disabled, USERS.c.created_at)
+        users = {
+            row.name: KnownUser(row.role, bool(row.disabled), row.created_at)
+            for row in connection.execute(query)
+        }
+        # Older ones have no access token any more that holds, whichever gateway has issued it, and whatever
+        # `auth.access_time` was then.
+        around = DAY + self._settings.leeway + _MARGIN_SECONDS
         revoked = frozenset(revoked_since(connection, now() - round(around * 1000)))
-        return Known(users, revoked, {key.hash: key for key in good_keys(connection)})
+        keys = {key.hash: key for key in good_keys(connection)}
+        rooms = {found.room.id: found for found in open_rooms(connection)}
+        return Known(users, revoked, keys, linked_users(connection), rooms)
 
     async def _tell_untold(self) -> None:
-        for change in await self._store.changes.take_untold():
-            actor = Actor(_COMMAND_LINE, change.by)
-            self._audit.access(actor, action=change.action, target=change.target)
+        """Write into the audit log what others have changed; later, where the store cannot be written."""
+        if not self._has_untold:
+            return
+        with suppress(StoreError):  # it is in the log
+            for change in await self._store.changes.take_untold():
+                actor = Actor(_COMMAND_LINE, change.by)
+                self._audit.access(actor, action=change.action, target=change.target)
+            self._has_untold = False
 
 
 @asynccontextmanager
@@ -211,6 +309,7 @@ async def running_access(access: AccessService, *, tidy_interval: float) -> Asyn
 
     tasks = [
         asyncio.create_task(access.watch(), name="access"),
+        asyncio.create_task(access.issuers.keep_fresh(), name="access issuers"),
         asyncio.create_task(tidy_again_and_again(), name="access tidy"),
     ]
     try:
@@ -219,6 +318,8 @@ async def running_access(access: AccessService, *, tidy_interval: float) -> Asyn
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with suppress(StoreError):  # it is in the log
-            await access.note_used()
+        with suppress(StoreError, TimeoutError):  # it is in the log, or the store answers nothing
+            async with asyncio.timeout(_LAST_SECONDS):
+                await access.note_used()
+        access.issuers.close()
         access.close()

@@ -4,12 +4,11 @@ The rules are those of RFC 8725 (best current practices): one algorithm, chosen 
 the token; issuer, audience, subject and times always checked; everything bounded before it is looked at.
 """
 
-import hashlib
+import hmac
 import math
 import secrets
 import time
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 
@@ -17,8 +16,10 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.exceptions import InvalidJTIError, InvalidSubjectError
 
+from mcpgw.access.claims import LAST_SECOND, MAXIMUM_NAME, check_times, is_name, seconds, token_id
+from mcpgw.access.foreign import Foreign
 from mcpgw.access.permissions import check_scope
-from mcpgw.errors import AuthFailed, ConfigError, TokenExpired, suggest
+from mcpgw.errors import AuthFailed, ConfigError, suggest
 from mcpgw.roles import NO_RULES, ToolRules
 
 ALGORITHMS: Final = ("HS256", "RS256", "ES256", "EdDSA")
@@ -27,22 +28,12 @@ ALGORITHMS: Final = ("HS256", "RS256", "ES256", "EdDSA")
 MAXIMUM_TOKEN_SIZE: Final = 8 * 1024
 """Longest token that is looked at, in bytes."""
 
-MAXIMUM_NAME: Final = 256
-"""Longest ``sub`` and ``jti``, in characters."""
-
 MAXIMUM_SCOPES: Final = 100
 
 _SYMMETRIC = "HS256"
 _LOGIN = "mcpgw_login"
+_GUEST = "mcpgw_guest"
 _REQUIRED_CLAIMS = ("exp", "iat", "sub", "iss", "aud")
-_LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last that datetime can tell
-_UNSEEN = {
-    "Cc",
-    "Cf",
-    "Cs",
-    "Zl",
-    "Zp",
-}  # controls, invisible signs, lone surrogates, line and paragraph ends
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,10 @@ class Principal:
     where it has none, a digest of its claims. `login` is the login that it was made for, `key` the id of an
     API key; both are empty where it is neither. Of a user of the store `role` is the role and `rules` what
     that role says of tools, and `scopes` are no more than the role has; `granted` are then those of the
-    credential itself.
+    credential itself, and `limit` those of the role. `issued_at` is when the credential was made, in seconds
+    since the epoch, where that is known: one that is older than a user is not that user's. `foreign` is whom
+    the token of another issuer speaks for. `guest` is the claim of a guest of a room, and `held` why a guest
+    may only read for now.
     """
 
     user: str
@@ -66,6 +60,11 @@ class Principal:
     role: str = ""
     rules: ToolRules = NO_RULES
     granted: frozenset[str] | None = None
+    limit: frozenset[str] | None = None
+    issued_at: float = math.inf
+    foreign: Foreign | None = None
+    guest: str = ""
+    held: str = ""
 
 
 class Verifier(Protocol):
@@ -77,6 +76,9 @@ class Verifier(Protocol):
         Raises:
             AuthFailed: it does not hold; `TokenExpired` where its time is over.
         """
+
+    def fetching_keys(self, token: str, /) -> Awaitable[None] | None:
+        """What to wait for before `token` can be verified; None where there is nothing."""
 
 
 class Tokens:
@@ -151,9 +153,9 @@ class Tokens:
         if "crit" in decoded["header"]:  # RFC 7515 section 4.1.11: refuse the extensions one does not have
             raise AuthFailed("the token asks for an extension that is not supported ('crit')")
         claims: dict[str, Any] = decoded["payload"]
-        expires_at = self._check_times(claims)
+        expires_at = check_times(claims, now=self._clock(), leeway=self._leeway)
         user = claims["sub"]
-        if not _is_name(user):
+        if not is_name(user):
             raise AuthFailed(
                 f"the token's 'sub' must be 1 to {MAXIMUM_NAME} characters without control characters"
             )
@@ -161,18 +163,33 @@ class Tokens:
             user=user,
             scopes=_scopes(claims),
             expires_at=expires_at,
-            token_id=_token_id(claims, token),
-            login=_login(claims) if self.can_issue else "",
+            token_id=token_id(claims, token),
+            login=_of_ours(claims, _LOGIN) if self.can_issue else "",
+            guest=_of_ours(claims, _GUEST) if self.can_issue else "",
+            issued_at=seconds(claims, "iat"),
         )
+
+    def fetching_keys(self, token: str) -> None:
+        """There is nothing to wait for: the key is here."""
 
     @property
     def can_issue(self) -> bool:
         """Whether tokens are issued here; else they come from elsewhere."""
         return self._algorithm == _SYMMETRIC
 
-    def issue(self, *, user: str, scopes: Iterable[str], ttl: float, login: str = "") -> str:
+    def derived_key(self, purpose: str) -> bytes:
+        """A key of 32 bytes for another `purpose` than tokens, which tells nothing of theirs.
+
+        The same after a restart, and on every gateway with the same secret; where tokens come from elsewhere
+        there is none to derive it from, and it is new each time.
+        """
+        if not self.can_issue:
+            return secrets.token_bytes(32)
+        return hmac.digest(self._key, f"mcpgw {purpose}".encode(), "sha256")
+
+    def issue(self, *, user: str, scopes: Iterable[str], ttl: float, login: str = "", guest: str = "") -> str:
         """A new token that lets `user` do what `scopes` say for `ttl` seconds; for a `login`, as long as
-        that holds and what the user's role says.
+        that holds and what the user's role says; for a `guest` of a room, what that says.
 
         Raises `ConfigError` where tokens are issued elsewhere (any algorithm but HS256), where a scope is not
         known, where `user` or `ttl` cannot be used, and where the token would be longer than is accepted.
@@ -186,7 +203,7 @@ class Tokens:
                     )
                 ]
             )
-        if not _is_name(user):
+        if not is_name(user):
             raise ConfigError(
                 [f"the user of a token must be 1 to {MAXIMUM_NAME} characters without control characters"]
             )
@@ -196,7 +213,7 @@ class Tokens:
         for scope in granted:
             check_scope(scope)
         now = self._clock()
-        if not 0 < ttl <= _LAST_SECOND - now:
+        if not 0 < ttl <= LAST_SECOND - now:
             raise ConfigError([f"a token cannot hold for {ttl} s; name a number of seconds above 0"])
         claims = {
             "iss": self._issuer,
@@ -208,6 +225,7 @@ class Tokens:
             "exp": math.ceil(now + ttl),
             "jti": secrets.token_hex(16),
             **({_LOGIN: login} if login else {}),
+            **({_GUEST: guest} if guest else {}),
         }
         token = self._reader.encode(claims, self._key, algorithm=self._algorithm)
         if len(token) > MAXIMUM_TOKEN_SIZE:
@@ -215,19 +233,6 @@ class Tokens:
                 [f"the token would be longer than {MAXIMUM_TOKEN_SIZE} bytes; grant fewer scopes"]
             )
         return token
-
-    def _check_times(self, claims: dict[str, Any]) -> float:
-        """Check ``exp``, ``iat`` and ``nbf`` (RFC 7519 section 4.1) and return ``exp``."""
-        expires_at = _seconds(claims, "exp")
-        issued_at = _seconds(claims, "iat")
-        now = self._clock()
-        if now >= expires_at + self._leeway:
-            raise TokenExpired("the token has expired; get a new one")
-        if issued_at > now + self._leeway:
-            raise AuthFailed("the token was issued in the future; compare the clocks of issuer and gateway")
-        if "nbf" in claims and _seconds(claims, "nbf") > now + self._leeway:
-            raise AuthFailed("the token is not valid yet")
-        return expires_at
 
     def _refuse(self, fault: jwt.PyJWTError) -> NoReturn:
         """Say in own words why PyJWT refused: its own texts may repeat parts of the token."""
@@ -272,24 +277,6 @@ def _usable_key(algorithm: str, key: str) -> Any:
     return prepared
 
 
-def _is_name(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= MAXIMUM_NAME
-        and not value.isspace()
-        and not any(unicodedata.category(character) in _UNSEEN for character in value)
-    )
-
-
-def _seconds(claims: dict[str, Any], name: str) -> float:
-    """The NumericDate `name` (RFC 7519 section 2) in seconds since the epoch."""
-    value = claims[name]
-    # NaN fails every comparison, so the bounds refuse it too; huge whole numbers compare without overflow.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LAST_SECOND:
-        raise AuthFailed(f"the token's {name!r} is not a time in seconds since 1970")
-    return float(value)
-
-
 def _scopes(claims: dict[str, Any]) -> frozenset[str]:
     """The ``scope`` claim: text split at spaces (RFC 8693 section 4.2, RFC 9068) or a list of text."""
     value = claims.get("scope", "")
@@ -303,19 +290,9 @@ def _scopes(claims: dict[str, Any]) -> frozenset[str]:
     return scopes
 
 
-def _login(claims: dict[str, Any]) -> str:
-    login = claims.get(_LOGIN, "")
-    if not isinstance(login, str) or len(login) > MAXIMUM_NAME:
-        raise AuthFailed(f"the token's {_LOGIN!r} must be text")
-    return login
-
-
-def _token_id(claims: dict[str, Any], token: str) -> str:
-    if "jti" not in claims:
-        # Without the signature: an ECDSA signature can be changed into another good one by anybody.
-        return hashlib.sha256(token.rpartition(".")[0].encode()).hexdigest()[:32]
-    if not _is_name(claims["jti"]):
-        raise AuthFailed(
-            f"the token's 'jti' must be 1 to {MAXIMUM_NAME} characters without control characters"
-        )
-    return str(claims["jti"])
+def _of_ours(claims: dict[str, Any], name: str) -> str:
+    """A claim that the gateway's own tokens may have."""
+    value = claims.get(name, "")
+    if not isinstance(value, str) or len(value) > MAXIMUM_NAME:
+        raise AuthFailed(f"the token's {name!r} must be text")
+    return value

@@ -16,18 +16,23 @@ from mcpgw.aggregate.names import Names, address_at, split_address, with_own_add
 from mcpgw.aggregate.relay import Context
 from mcpgw.aggregate.sessions import connection_of
 from mcpgw.aggregate.visits import Visit, visit_of
-from mcpgw.errors import GatewayError, InvalidParams
+from mcpgw.audit import Audit
+from mcpgw.errors import GatewayError, InvalidParams, PermissionDenied
 from mcpgw.gateway import Gateway
 
 _SHOWN = 128
 
 
 class Catalogue:
-    """Lists what `gateway` has, and finds it again by its name; `separator` joins server and name."""
+    """Lists what `gateway` has, and finds it again by its name; `separator` joins server and name.
 
-    def __init__(self, gateway: Gateway, separator: str) -> None:
+    `audit` is told who asks for a tool of a server that is hidden from them.
+    """
+
+    def __init__(self, gateway: Gateway, separator: str, audit: Audit) -> None:
         self._gateway = gateway
         self._separator = separator
+        self._audit = audit
 
     def names(self, visit: Visit) -> Names:
         """How names are joined and split for this visitor."""
@@ -104,6 +109,10 @@ class Catalogue:
         """
         splits = self.names(visit).splits(name, self._servers(visit))
         found = splits if len(splits) == 1 else [one for one in splits if self._has_tool(visit, *one)]
+        if not splits and self.names(visit).splits(name, self._gateway.server_ids):
+            # The visitor is told what is told of any name that is none; the operator hears more.
+            action = f"tools/call {name[:_SHOWN]}"
+            self._audit.refused(visit.actor, action=action, code=PermissionDenied.code)
         return _only(found, splits, name, "tool")
 
     def _has_tool(self, visit: Visit, server: str, name: str) -> bool:

@@ -59,6 +59,11 @@ class Follower:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._flush)
 
+    def notice_lists(self) -> None:
+        """Be told that all lists may be others: another role shows other servers."""
+        for event in LISTS:
+            self.notice(event)
+
     def stop(self) -> None:
         """Be told nothing any more."""
         if self._timer is not None:
@@ -103,7 +108,7 @@ class Changes:
                 continue  # it happened to an instance that is another user's
             if name == "resource_updated":
                 address = follower.addresses.get((server, str(data.get("uri"))))
-                if address is not None:
+                if address is not None and follower.may_see(server):
                     follower.notice(ResourceUpdated(address))
             elif events and follower.may_see(server):
                 for event in events:

@@ -15,7 +15,10 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
 from mcpgw.access.permissions import may_call_any, require_call_any
+from mcpgw.access.revocation import Judge
+from mcpgw.access.tokens import Principal
 from mcpgw.aggregate.server import Aggregate
+from mcpgw.aggregate.sessions import Session
 from mcpgw.aggregate.visits import SCOPE_KEY, Visit, current_visit
 from mcpgw.call_record import CallRecords
 from mcpgw.errors import ConnectionLimit, Draining, QueueFull, ServerNotFound, suggest
@@ -46,7 +49,8 @@ class McpDoor:
         self._gateway = gateway
         self._settings = settings
         self._open: Counter[str] = Counter()
-        self._aggregate = Aggregate(gateway, limits, records, settings)
+        self._ending: set[asyncio.Task[None]] = set()
+        self._aggregate = Aggregate(gateway, limits, records, settings, end_session=self._end_session)
         self._manager = StreamableHTTPSessionManager(
             self._aggregate.server,
             session_idle_timeout=settings.session_idle,
@@ -92,6 +96,10 @@ class McpDoor:
             and headers.get("Mcp-Protocol-Version") in MODERN_PROTOCOL_VERSIONS
             and headers.get("Mcp-Session-Id") is None
         )
+
+    def review(self, judge: Judge) -> None:
+        """Hold what is open to what its users may do by now: sessions whose credentials hold no more end."""
+        self._aggregate.review(judge)
 
     def end_streams(self) -> None:
         """End the streams that never end by themselves."""
@@ -142,18 +150,33 @@ class McpDoor:
 
     async def serve(self, visit: Visit, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request of a visit that was admitted: an ASGI application."""
-        principal = visit.principal
         current_visit.set(visit)
-        # The SDK compares these with those that began the session. The token itself stays outside.
-        owner = AccessToken(
-            token="",
-            client_id=visit.server_id or "",
-            scopes=[],
-            subject=principal.user,
-        )
-        await self._manager.handle_request(
-            {**scope, "user": AuthenticatedUser(owner), SCOPE_KEY: visit}, receive, send
-        )
+        user = _owner(visit.principal, visit.server_id)
+        await self._manager.handle_request({**scope, "user": user, SCOPE_KEY: visit}, receive, send)
+
+    def _end_session(self, session: Session) -> None:
+        """End a session as its client would: the SDK has no other way to end one of several."""
+        headers = [(b"mcp-session-id", session.id.encode("ascii", "replace"))]
+        scope: dict[str, Any] = {"type": "http", "method": "DELETE", "path": "/mcp", "headers": headers}
+        scope |= {"query_string": b"", "user": _owner(session.principal, session.server_id)}
+        task = asyncio.create_task(self._manager.handle_request(scope, _receive_nothing, _send_nowhere))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+
+async def _receive_nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _send_nowhere(_message: Message) -> None:
+    """Nobody waits for the answer."""
+
+
+def _owner(principal: Principal, server_id: str | None) -> AuthenticatedUser:
+    """Whose a session is: the SDK compares it with who began it. The token itself stays outside."""
+    return AuthenticatedUser(
+        AccessToken(token="", client_id=server_id or "", scopes=[], subject=principal.user)
+    )
 
 
 def _end_watchers() -> None:

@@ -12,6 +12,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from mcpgw.aggregate.catalogue import Catalogue, caller_of
 from mcpgw.aggregate.envelope import Result, for_nobody_else, give
+from mcpgw.aggregate.open_requests import OpenRequests
 from mcpgw.aggregate.relay import WAITS_FOR_APPROVAL, Context, Relay
 from mcpgw.aggregate.sessions import session_of
 from mcpgw.aggregate.suspended import Binding, OpenRequest, Suspended
@@ -31,7 +32,10 @@ Work: TypeAlias = Callable[[Observer], Awaitable[Result]]
 
 
 class Requests:
-    """Sends what visitors ask for to `gateway`, and keeps with `suspended` what waits for them."""
+    """Sends what visitors ask for to `gateway`, and keeps with `suspended` what waits for them.
+
+    `open` are the requests that are at a backend now, those that wait for their visitors among them.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Requests:
         self._suspended = suspended
         self._limits = limits
         self._records = records
+        self.open = OpenRequests()
 
     async def call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         """Call a tool."""
@@ -65,7 +70,7 @@ class Requests:
                 arguments=arguments,
             )
             try:
-                result = await self._gateway.call_tool(
+                calling = self._gateway.call_tool(
                     caller,
                     server,
                     tool,
@@ -73,6 +78,7 @@ class Requests:
                     observer=_Recorded(observer, record),
                     meta=_meta_of(context),
                 )
+                result = await self.open.run(calling, caller.principal, server, tool)
             except BaseException as error:
                 record.failed(outcome_of(error))
                 raise
@@ -89,9 +95,11 @@ class Requests:
         caller = caller_of(context)
 
         async def work(observer: Observer) -> Result:
-            read = await self._gateway.read_resource(
+            self._take_token_of_guest(visit_of(context))
+            reading = self._gateway.read_resource(
                 caller, server, uri, observer=observer, meta=_meta_of(context)
             )
+            read = await self.open.run(reading, caller.principal, server)
             return for_nobody_else(context.protocol_version, read)
 
         return give(await self._follow(context, work), types.ReadResourceResult(contents=[]))
@@ -105,9 +113,11 @@ class Requests:
 
         async def work(observer: Observer) -> Result:
             arguments = params.arguments or {}
-            return await self._gateway.get_prompt(
+            self._take_token_of_guest(visit_of(context))
+            getting = self._gateway.get_prompt(
                 caller, server, name, arguments, observer=observer, meta=_meta_of(context)
             )
+            return await self.open.run(getting, caller.principal, server)
 
         return give(await self._follow(context, work), types.GetPromptResult(messages=[]))
 
@@ -119,8 +129,11 @@ class Requests:
             server, ref["name"] = await self._catalogue.find_prompt(context, params.ref.name)
         else:
             server, ref["uri"] = await self._catalogue.locate(context, params.ref.uri)
-        sending = self._gateway.complete(caller_of(context), server, ref, raw["argument"], raw.get("context"))
-        result = await _until_gone(visit_of(context), sending)
+        caller = caller_of(context)
+        self._take_token_of_guest(visit_of(context))
+        sending = self._gateway.complete(caller, server, ref, raw["argument"], raw.get("context"))
+        completing = self.open.run(sending, caller.principal, server)
+        result = await _until_gone(visit_of(context), completing)
         return give(result, types.CompleteResult(completion=types.Completion(values=[])))
 
     # --- following -----------------------------------------------------------------------------------------
@@ -156,6 +169,11 @@ class Requests:
             opened.cancel()
             raise
         return {"resultType": "input_required", "inputRequests": dict(questions), "requestState": state}
+
+    def _take_token_of_guest(self, visit: Visit) -> None:
+        """What a guest asks of servers counts as a call, whatever it is."""
+        if visit.principal.guest:
+            self._take_token(visit)
 
     def _take_token(self, visit: Visit) -> None:
         wait = self._limits.try_call(visit.principal.user)

@@ -1,7 +1,7 @@
 """The one MCP server: many servers as one, or one of them alone, as the path of the request has it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mcpgw import __version__
 from mcpgw.access.callers import Caller
+from mcpgw.access.revocation import Judge
 from mcpgw.aggregate.catalogue import Catalogue, caller_of
 from mcpgw.aggregate.changes import Changes
 from mcpgw.aggregate.envelope import Result, unharmed
@@ -39,19 +40,30 @@ _INSTRUCTIONS = "The tools and prompts of several servers; each name begins with
 class Aggregate:
     """The MCP server in front of `gateway`.
 
-    `server` is what the SDK runs; `sessions` counts the open sessions of each user.
+    `server` is what the SDK runs; `sessions` counts the open sessions of each user. `end_session` ends one
+    in the background.
     """
 
     def __init__(
-        self, gateway: Gateway, limits: UserLimits, records: CallRecords, settings: McpSettings
+        self,
+        gateway: Gateway,
+        limits: UserLimits,
+        records: CallRecords,
+        settings: McpSettings,
+        *,
+        end_session: Callable[[Session], None],
     ) -> None:
         self._gateway = gateway
+        self._end_session = end_session
+        self._known: set[Session] = set()
         self._changes = Changes(gateway)
-        self._catalogue = catalogue = Catalogue(gateway, settings.separator)
+        self._catalogue = catalogue = Catalogue(gateway, settings.separator, records.audit)
         self._suspended = Suspended(
             settings.max_suspended, settings.max_suspended_per_user, settings.suspend_time
         )
-        requests = Requests(gateway, catalogue, self._suspended, limits=limits, records=records)
+        self._requests = requests = Requests(
+            gateway, catalogue, self._suspended, limits=limits, records=records
+        )
         self._watching = Watching(gateway, catalogue, self._changes, settings.max_sessions_per_user)
         self._tokens = Tokens(self._forget)
         self.sessions: Counter[str] = Counter()
@@ -77,6 +89,13 @@ class Aggregate:
         # Without the SDK's own: the gateway makes the span of each call, and hands the caller's trace on.
         self.server.middleware[:] = [self._answered, unharmed]
 
+    def review(self, judge: Judge) -> None:
+        """Hold requests that are open, and sessions, to what their users may do by now."""
+        self._requests.open.review(judge)
+        self._watching.review(judge)
+        for session in list(self._known):
+            session.review(judge)
+
     def end_streams(self) -> None:
         """End what never ends by itself, with a last word to each client."""
         self._watching.end()
@@ -92,6 +111,8 @@ class Aggregate:
         """Refuse what is not offered, say what is, and give errors the form of JSON-RPC."""
         try:
             visit = visit_of(ctx)
+            if (session := session_of(ctx)) is not None:
+                session.principal = visit.principal
             if ctx.request_id is not None:
                 self._require_offered(ctx.method, visit)
             has_session = connection_of(ctx).session_id is not None
@@ -154,12 +175,14 @@ class Aggregate:
 
     def _begin(self, context: Context, visit: Visit) -> None:
         connection = connection_of(context)
-        session = Session(visit.principal.user, connection, self._changes, visit.may_see)
+        session = Session(visit.principal, visit.server_id, connection, self._changes, self._end_session)
+        self._known.add(session)
         self.sessions[session.user] += 1
         connection.exit_stack.push_async_callback(self._end, session, caller_of(context))
 
     async def _end(self, session: Session, caller: Caller) -> None:
         session.close()
+        self._known.discard(session)
         self.sessions[session.user] -= 1
         if not self.sessions[session.user]:
             del self.sessions[session.user]

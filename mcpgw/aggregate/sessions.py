@@ -14,8 +14,12 @@ from mcp.shared.subscriptions import (
     ToolsListChanged,
 )
 
+from mcpgw.access.permissions import Sight, may_call_any
+from mcpgw.access.revocation import Judge
+from mcpgw.access.tokens import Principal
 from mcpgw.aggregate.changes import Changes, Follower
 from mcpgw.aggregate.relay import Context
+from mcpgw.errors import AuthFailed
 
 _KEY = "mcpgw.session"
 LEVELS: Final[tuple[str, ...]] = get_args(types.LoggingLevel)
@@ -25,22 +29,54 @@ LEVELS: Final[tuple[str, ...]] = get_args(types.LoggingLevel)
 class Session:
     """One session: the level of its logs, the resources it follows, and a task that tells it of changes.
 
-    `may_see` says whether a server is one of its user's.
+    `principal` is who has come last, with what they may do by now; `server_id` the one server at whose door
+    that was, None at the door of all. `end` ends the session.
     """
 
     def __init__(
-        self, user: str, connection: Connection, changes: Changes, may_see: Callable[[str], bool]
+        self,
+        principal: Principal,
+        server_id: str | None,
+        connection: Connection,
+        changes: Changes,
+        end: Callable[["Session"], None],
     ) -> None:
-        self.user = user
+        self.principal = principal
+        self.server_id = server_id
         self._connection = connection
+        self._end = end
         self._level = LEVELS[0]
         self._waiting: dict[ServerEvent, None] = {}
         self._wake = asyncio.Event()
-        self.follower = Follower(user, self._tell, may_see)
+        self.follower = Follower(principal.user, self._tell, self._may_see)
         self._leave = changes.follow(self.follower)
         # Not in the loop of the session: a client that does not read its stream holds up itself alone.
         self._writer = asyncio.create_task(self._write(), name="mcp session")
         connection.state[_KEY] = self
+
+    @property
+    def id(self) -> str:
+        """What its requests name it by: a secret."""
+        return self._connection.session_id or ""
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+        return self.principal.user
+
+    def review(self, judge: Judge) -> None:
+        """Go on with what its user may do by now; or end, where the credentials hold no more."""
+        before = self.principal
+        try:
+            self.principal = judge(before)
+        except AuthFailed:
+            self._end(self)
+            return
+        if Sight.of(self.principal) != Sight.of(before):
+            self.follower.notice_lists()
+
+    def _may_see(self, server: str) -> bool:
+        return self.server_id in (None, server) and may_call_any(self.principal, server)
 
     def close(self) -> None:
         """It is over."""

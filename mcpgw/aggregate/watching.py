@@ -13,12 +13,14 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ServerEvent
 
 from mcpgw.access.callers import Caller
+from mcpgw.access.permissions import Sight
+from mcpgw.access.revocation import Judge
 from mcpgw.aggregate.catalogue import Catalogue, caller_of
 from mcpgw.aggregate.changes import Changes, Follower
 from mcpgw.aggregate.relay import Context
 from mcpgw.aggregate.sessions import session_of
-from mcpgw.aggregate.visits import visit_of
-from mcpgw.errors import GatewayError, QueueFull
+from mcpgw.aggregate.visits import Visit, visit_of
+from mcpgw.errors import AuthFailed, GatewayError, QueueFull
 from mcpgw.gateway import Gateway
 from mcpgw.logs import log_event
 
@@ -38,7 +40,7 @@ class Watching:
         self._gateway = gateway
         self._catalogue = catalogue
         self._changes = changes
-        self._listening: set[ListenHandler] = set()
+        self._listening: dict[ListenHandler, tuple[Visit, Follower]] = {}
         # Several streams of one connection may follow the same resource.
         self._followed: Counter[tuple[str, str, str]] = Counter()
 
@@ -74,7 +76,7 @@ class Watching:
         handler = ListenHandler(_OneFollower(follower, self._changes))
         left = visit.principal.expires_at - time.time()
         expiry = asyncio.get_running_loop().call_later(max(0.0, left), handler.close)
-        self._listening.add(handler)
+        self._listening[handler] = visit, follower
         self._streams[user] += 1
         try:
             for address in params.notifications.resource_subscriptions or ():
@@ -84,11 +86,23 @@ class Watching:
             return await handler(context, params)
         finally:
             expiry.cancel()
-            self._listening.discard(handler)
+            del self._listening[handler]
             self._streams[user] -= 1
             if not self._streams[user]:
                 del self._streams[user]
             await asyncio.shield(self.forget(caller, follower))
+
+    def review(self, judge: Judge) -> None:
+        """Hold every stream to what its user may do by now; end those whose credentials hold no more."""
+        for handler, (visit, follower) in list(self._listening.items()):
+            before = visit.principal
+            try:
+                visit.principal = judge(before)
+            except AuthFailed:
+                handler.close()
+                continue
+            if Sight.of(visit.principal) != Sight.of(before):
+                follower.notice_lists()
 
     def end(self) -> None:
         """End every stream, with a last word to its client."""

@@ -32,6 +32,7 @@ class Person:
     rules: ToolRules = NO_RULES
     role: str = ""
     granted: frozenset[str] | None = None
+    limit: frozenset[str] | None = None
 
 
 def person(*scopes: str) -> Person:
@@ -158,7 +159,7 @@ def test_a_scope_of_the_grammar_passes(scope: str) -> None:
         ("Admin", "did you mean 'admin'?"),
         (
             "",
-            "'events:publish', 'events:read', 'rooms:join', 'servers:read', 'servers:write', 'tools:call'",
+            "'events:publish', 'events:read', 'rooms:host', 'rooms:join', 'servers:read', 'servers:write'",
         ),
         ("zzz", "there is 'admin'"),
         ("tools:call:", "a server's name"),

@@ -86,6 +86,7 @@ def test_a_token_that_was_issued_here_tells_who_asks() -> None:
         scopes=frozenset({"servers:read", "tools:call:memory"}),
         expires_at=NOW + 91,
         token_id=principal.token_id,
+        issued_at=int(NOW),
     )
     assert len(principal.token_id) == 32
     content = jwt.decode(token, options={"verify_signature": False})
