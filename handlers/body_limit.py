@@ -20,6 +20,8 @@ from tornado.httputil import (
 from mcpgw.errors import TooLarge
 from mcpgw.wire import strict_json
 
+from .security_headers import SECURITY_HEADERS
+
 
 class LimitedBodies(HTTPServerConnectionDelegate):
     """Hands requests on to `application`, none of them with a body of more than `limit` bytes."""
@@ -88,8 +90,7 @@ class _LimitedRequest(HTTPMessageDelegate):
             {
                 "Content-Type": "application/json",
                 "Content-Length": str(len(body)),
-                "Cache-Control": "no-store",
-                "X-Content-Type-Options": "nosniff",
+                **SECURITY_HEADERS,
             }
         )
         line = ResponseStartLine("HTTP/1.1", error.http_status, "Content Too Large")

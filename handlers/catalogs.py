@@ -1,10 +1,12 @@
 """``/api/v1/catalogs``: lists of servers that others publish, and what is installed from them."""
 
 import json
+from functools import partial
 from typing import Any
 
 from mcpgw.catalogs import LARGEST_PAGE, Source, catalog_json, entry_json
 from mcpgw.errors import InvalidParams, PermissionDenied, ServerUnavailable
+from mcpgw.services import require_see_server
 
 from .base import ApiHandler
 
@@ -153,6 +155,7 @@ class CatalogInstallHandler(CatalogHandler):
                 server_name=body.get("server", ""),
                 values=body.get("values", {}),
                 settings=body.get("settings", {}),
+                permit=partial(require_see_server, self.caller),
                 actor=self.actor(),
             )
         self.set_status(201)

@@ -13,7 +13,8 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream, StreamClosedError
 
 from mcpgw.audit import Actor
-from mcpgw.errors import CloseCode, ConnectionLimit
+from mcpgw.deadlines import Deadline
+from mcpgw.errors import AuthFailed, CloseCode, ConnectionLimit
 from mcpgw.event_reader import CatchUp, EventReader, LogMovedOnError
 from mcpgw.hub import Place
 from mcpgw.logs import log_event
@@ -47,6 +48,7 @@ class EventStream(BaseHandler):
         self._waits_for_room = False
         self._wake = asyncio.Event()
         self._writer: StreamWriter | None = None
+        self._event_reader: EventReader | None = None
         self._events = 0
         self._heartbeat = 0.0
         self._latest_end = math.inf
@@ -70,15 +72,18 @@ class EventStream(BaseHandler):
             self.refuse_while_draining()
             if place.refusal is not None:
                 raise ConnectionLimit(place.refusal.reason)
+            # It may have waited for its place, and nobody looks again at what has not begun.
+            if not self.review_principal(self.services.access.authority.review):
+                raise AuthFailed("the credentials hold no more")
             # Whatever is wrong with the request is answered before the stream begins.
-            reader = self._reader()
+            self._event_reader = reader = self._reader()
             self._place = place
             self.set_header("Content-Type", "text/event-stream")
             self.set_header("X-Accel-Buffering", "no")
             self.services.hub.add(self, place)
             started = time.monotonic()
             self._has_begun()
-            expiry = self._end_with_the_token(reader)
+            expiry = self._end_with_the_token()
             try:
                 await self._stream(reader)
             except StreamClosedError:
@@ -168,12 +173,19 @@ class EventStream(BaseHandler):
         before = self.principal
         if not self.review_principal(judge):
             self._tell("access ended")
+            self._read_no_more()
             if self._writer is not None:
                 goodbye = Disconnect(CloseCode.DISCONNECTED, "the credentials hold no more", reconnect=False)
                 self._writer.send_text(encode(goodbye))
             self._end()
         elif self.principal != before:
+            self._read_no_more()
             self._end()
+
+    def _read_no_more(self) -> None:
+        """What the log still has for the reader, and what happens now, is not for these credentials."""
+        if self._event_reader is not None:
+            self._event_reader.stop()
 
     async def drain(self, deadline: float) -> None:  # noqa: ARG002 - a stream has nothing to finish
         """End the stream behind what it has; browsers come back after the time that ``retry`` told them."""
@@ -260,15 +272,15 @@ class EventStream(BaseHandler):
         if self._writer is not None:
             self._writer.send_text(text, identifier)
 
-    def _end_with_the_token(self, reader: EventReader | None) -> asyncio.TimerHandle | None:
+    def _end_with_the_token(self) -> Deadline | None:
         """A stream ends with the token that began it: nothing can renew it in place."""
-        if self.principal is None or reader is None or math.isinf(self.principal.expires_at):
+        if self.principal is None or math.isinf(self.principal.expires_at):
             return None
         left = self.principal.expires_at + self.services.config.auth.leeway - time.time()
-        return asyncio.get_running_loop().call_later(left, self._token_is_over, reader)
+        return self.services.deadlines.call_later(left, self._token_is_over)
 
-    def _token_is_over(self, reader: EventReader) -> None:
-        reader.stop()  # what the log still has for it, and what happens now, is not for this token
+    def _token_is_over(self) -> None:
+        self._read_no_more()
         self._end()
 
     def _end(self) -> None:

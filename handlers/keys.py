@@ -21,8 +21,8 @@ class KeysHandler(ApiHandler):
         """Make one; 201, with the key itself, which is shown this once.
 
         Raises:
-            PermissionDenied: it would allow more than the caller may, or be another user's; or the caller is
-                no user of the store, or came with a key.
+            PermissionDenied: it would allow more than the caller may, or be another user's; or the caller has
+                not logged in and is no admin, or came with a key.
             InvalidParams: something of it cannot be.
         """
         body: dict[str, Any] = self.read_body("key")
@@ -30,9 +30,9 @@ class KeysHandler(ApiHandler):
         if user != self.caller.user:
             self.require_admin()
         require_covered(self.caller, body["scopes"])
-        if self.caller.key or not (self.caller.role or "admin" in self.caller.scopes):
+        if self.caller.key or not (self.caller.login or "admin" in self.caller.scopes):
             # What is given for a time, or can be revoked, is not to make what outlives it.
-            raise PermissionDenied("keys are made by users of the gateway's own, and not with a key")
+            raise PermissionDenied("keys are made by users who have logged in, and not with a key or a token")
         access, seconds = self.services.access, body.get("ttl")
         try:
             secret, kept = await access.keys.create(
@@ -42,8 +42,8 @@ class KeysHandler(ApiHandler):
             raise InvalidParams(
                 error.faults[0], details=[{"path": "/", "reason": fault} for fault in error.faults]
             ) from None
-        await access.read_changes()
         self.services.audit.access(self.actor(), action="keys.create", target=kept.id)
+        await access.take_over()
         self.set_status(201)
         self.set_header("Location", f"/api/v1/keys/{kept.id}")
         self.write_json({"key": secret, **described_key(kept)})
@@ -67,6 +67,6 @@ class OneKeyHandler(ApiHandler):
             raise PermissionDenied("a key may revoke itself, and no other key")
         await access.keys.revoke(key_id, by=access.by(self.caller))
         self.services.audit.access(self.actor(), action="keys.revoke", target=key_id)
-        await access.read_changes()
+        await access.take_over()
         self.set_status(204)
         self.finish()

@@ -1,8 +1,9 @@
 """The page on which a person logs in: with name and password, or with a one-use link."""
 
-import base64
-import hashlib
+from collections.abc import Mapping
 from typing import Final
+
+from .security_headers import inline, page_policy
 
 _STYLE: Final = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
@@ -20,6 +21,7 @@ const secret = location.hash.slice(1);
 if (secret) {
   // The secret is not to stay in the history of the browser.
   history.replaceState(null, "", location.pathname);
+  document.querySelector("form").hidden = false;
   document.getElementById("name").hidden = true;
   document.getElementById("user").required = false;
   document.getElementById("password").required = false;
@@ -27,6 +29,8 @@ if (secret) {
   document.getElementById("what").textContent =
     "Choose a password of at least 12 characters, or leave it empty";
 }
+// What shows that this page, and no other site's, sends the request.
+const xsrf = () => (document.cookie.match(/(?:^|; )mcpgw_login_xsrf=([^;]*)/) || [])[1] || "";
 const form = document.querySelector("form");
 const told = document.getElementById("told");
 form.addEventListener("submit", async (event) => {
@@ -39,7 +43,7 @@ form.addEventListener("submit", async (event) => {
   try {
     const answer = await fetch(location.pathname, {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { "Content-Type": "application/json", "X-XSRFToken": xsrf() },
       body: JSON.stringify(body),
     });
     const content = await answer.json();
@@ -55,7 +59,7 @@ form.addEventListener("submit", async (event) => {
 });
 """
 
-PAGE: Final = f"""<!doctype html>
+_BEFORE: Final = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -66,7 +70,8 @@ PAGE: Final = f"""<!doctype html>
 <body>
 <main>
 <h1>MCP Gateway</h1>
-<form method="post" action="">
+"""
+_FORM: Final = """<form method="post" action="">
 <label id="name">Name
 <input id="user" name="user" autocomplete="username" maxlength="128" required autofocus></label>
 <label><span id="what">Password</span>
@@ -74,7 +79,8 @@ PAGE: Final = f"""<!doctype html>
 </label>
 <button>Log in</button>
 </form>
-<p id="told" role="status"></p>
+"""
+_AFTER: Final = f"""<p id="told" role="status"></p>
 <noscript>This page needs JavaScript.</noscript>
 </main>
 <script>{_SCRIPT}</script>
@@ -83,13 +89,15 @@ PAGE: Final = f"""<!doctype html>
 """
 
 
-def _hash(text: str) -> str:
-    """A source expression for an inline block (Content Security Policy Level 3, section 2.3.1)."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+def login_page(providers: Mapping[str, str], *, has_passwords: bool) -> str:
+    """The page; `providers` has the links to those who know people too, by their names, both as HTML.
+
+    Without passwords the form is there for one-use links alone.
+    """
+    links = "".join(f'<p><a href="{link}">Log in with {name}</a></p>\n' for name, link in providers.items())
+    form = _FORM if has_passwords else _FORM.replace("<form ", "<form hidden ", 1)
+    return f"{_BEFORE}{form}{links}{_AFTER}"
 
 
-SECURITY_POLICY: Final = (
-    f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+SECURITY_POLICY: Final = page_policy(script=inline(_SCRIPT), style=inline(_STYLE))
 """The Content-Security-Policy of the page: its own two blocks, and requests to the gateway alone."""

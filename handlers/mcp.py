@@ -15,7 +15,7 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
-from mcpgw.errors import RateLimited
+from mcpgw.errors import GatewayError, PermissionDenied, RateLimited
 from mcpgw.rate_limit import retry_after_ms
 from mcpgw.services import Principal, Visit
 
@@ -29,6 +29,8 @@ _NOT_HANDED_ON = frozenset({"authorization", "cookie"})
 """What the SDK has no need of: it may keep a request, or log it."""
 _OWN_HEADERS = frozenset({"connection", "cache-control", "server", "date", "x-content-type-options"})
 """What the gateway says itself in every answer."""
+_SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,256}")
+"""RFC 6749 section 3.3: nothing that would end the quotes it stands in."""
 _MOST_PREFLIGHT = 2000
 _LAST_WORD_SECONDS = 1.0
 
@@ -55,6 +57,35 @@ class McpHandler(ApiHandler):
             raise HTTPError(404)
         super().prepare()
 
+    def challenge(self, error: GatewayError) -> str:
+        """As everywhere, with where tokens of others are told of (RFC 9728 section 5.1)."""
+        asked = super().challenge(error)
+        if not self.services.access.issuers.authorization_servers:
+            return asked
+        where = f'resource_metadata="{self.public_url}/.well-known/oauth-protected-resource{self._resource}"'
+        return f"{asked} {where}" if asked == "Bearer" else f"{asked}, {where}"
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """As everywhere; who lacks a scope is told the word for it of whom the token comes from (RFC 6750,
+        section 3.1).
+        """
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, PermissionDenied) and isinstance(error.details, dict):
+            missing = str(error.details.get("missingScope", ""))
+            foreign = None if self.principal is None else self.principal.foreign
+            name = "" if foreign is None else foreign.name
+            word = self.services.access.issuers.word_for(missing, name=name) if missing else ""
+            if _SCOPE_TOKEN.fullmatch(word):
+                told = 'Bearer error="insufficient_scope"'
+                challenge = self.challenge(error).replace('Bearer error="invalid_token"', told)
+                self.set_header("WWW-Authenticate", f'{challenge}, scope="{word}"')
+        super().write_error(status_code, **kwargs)
+
+    @property
+    def _resource(self) -> str:
+        """The path of the resource that is asked for."""
+        return f"/mcp/{self.path_args[0]}" if self.path_args else "/mcp"
+
     def allowed_request_headers(self) -> str:
         """Those of the protocol, and the arguments that a tool wants as headers."""
         asked = self.request.headers.get("Access-Control-Request-Headers", "")[:_MOST_PREFLIGHT]
@@ -66,7 +97,7 @@ class McpHandler(ApiHandler):
         self._is_stream = True
         # A key may have no end.
         left = min(self.caller.expires_at + self.services.config.auth.leeway - time.time(), _LONGEST_STREAM)
-        expiry = asyncio.get_running_loop().call_later(left, self._ending.set)
+        expiry = self.services.deadlines.call_later(left, self._ending.set)
         try:
             await self._serve(server_id)
         finally:
@@ -111,9 +142,8 @@ class McpHandler(ApiHandler):
         """Nothing: it holds no place that a newcomer could be given."""
 
     def review(self, judge: Callable[[Principal], Principal]) -> None:
-        """End what is open where its credentials hold no more, and a stream where they allow other things."""
-        before = self.principal
-        if not self.review_principal(judge) or (self._is_stream and self.principal != before):
+        """End a stream whose credentials hold no more; the door itself holds to them what it has open."""
+        if not self.review_principal(judge) and self._is_stream:
             self._ending.set()
 
     async def drain(self, deadline: float) -> None:

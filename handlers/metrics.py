@@ -9,7 +9,14 @@ from mcpgw.metrics import Metrics
 from .base import BaseHandler
 
 _ADMIN = "admin"
-_FORWARDING_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+_FORWARDING_HEADERS = (
+    "Forwarded",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Real-IP",
+    "Via",
+)
 
 
 class MetricsHandler(BaseHandler):

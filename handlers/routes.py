@@ -5,7 +5,7 @@ from tornado.web import RequestHandler
 from .announcements import AlertHandler, MaintenanceHandler, NotificationHandler
 from .approvals import ApprovalsHandler, OneApprovalHandler
 from .asyncapi import AsyncApiHandler
-from .auth import LoginHandler, LogoutHandler, MeHandler, RefreshHandler, TicketHandler
+from .auth import MeHandler, RefreshHandler, TicketHandler
 from .catalogs import (
     CatalogEntryHandler,
     CatalogInstallHandler,
@@ -18,9 +18,19 @@ from .docs import DocsHandler
 from .echo import EchoSocket
 from .events import EventStream, ProtectedEventStream
 from .gateway import GatewayHandler, StatisticsHandler
+from .guests import (
+    GuestActionHandler,
+    JoinHandler,
+    JoinPageHandler,
+    OneRoomHandler,
+    RoomActionHandler,
+    RoomGuestsHandler,
+    RoomsHandler,
+)
 from .keys import KeysHandler, OneKeyHandler
 from .mcp import McpHandler
 from .metrics import MetricsHandler
+from .oidc import CallbackHandler, ProviderLoginHandler, ProviderLogoutHandler
 from .openapi import OpenApiHandler
 from .servers import (
     OneServerHandler,
@@ -33,6 +43,7 @@ from .servers import (
 )
 from .system import HealthHandler, ReadyHandler
 from .tools import ToolCallHandler
+from .well_known import ProtectedResourceHandler
 from .ws import GatewaySocket, ProtectedSocket
 
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
@@ -41,9 +52,10 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/api/v1/ws", ProtectedSocket),
     (r"/api/v1/events", EventStream),
     (r"/api/v1/sse", ProtectedEventStream),
-    (r"/api/v1/auth/login", LoginHandler),
+    (r"/api/v1/auth/login", ProviderLoginHandler),
+    (r"/api/v1/auth/callback", CallbackHandler),
     (r"/api/v1/auth/refresh", RefreshHandler),
-    (r"/api/v1/auth/logout", LogoutHandler),
+    (r"/api/v1/auth/logout", ProviderLogoutHandler),
     (r"/api/v1/auth/me", MeHandler),
     (r"/api/v1/auth/ticket", TicketHandler),
     (r"/api/v1/keys", KeysHandler),
@@ -56,6 +68,12 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/api/v1/servers/([^/]{1,192})/resources", ServerResourcesHandler),
     (r"/api/v1/servers/([^/]{1,192})/prompts", ServerPromptsHandler),
     (r"/api/v1/servers/([^/]{1,192})/logs", ServerLogsHandler),
+    (r"/api/v1/rooms", RoomsHandler),
+    (r"/api/v1/rooms/join", JoinHandler),
+    (r"/api/v1/rooms/([^/]{1,192})", OneRoomHandler),
+    (r"/api/v1/rooms/([^/]{1,192})/(freeze|thaw|code)", RoomActionHandler),
+    (r"/api/v1/rooms/([^/]{1,192})/guests", RoomGuestsHandler),
+    (r"/api/v1/rooms/([^/]{1,192})/guests/([^/]{1,384})/(mute|unmute|kick)", GuestActionHandler),
     (r"/api/v1/config", ConfigHandler),
     (r"/api/v1/config/reload", ConfigReloadHandler),
     (r"/api/v1/catalogs", CatalogsHandler),
@@ -75,6 +93,11 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/api/v1/users/([^/]{1,256})/notifications", NotificationHandler),
     (r"/mcp", McpHandler),
     (r"/mcp/([A-Za-z0-9_.-]{1,64})", McpHandler),
+    (r"/.well-known/oauth-protected-resource", ProtectedResourceHandler),
+    (r"/.well-known/oauth-protected-resource/mcp", ProtectedResourceHandler),
+    (r"/.well-known/oauth-protected-resource/mcp/([A-Za-z0-9_.-]{1,64})", ProtectedResourceHandler),
+    (r"/join", JoinPageHandler),
+    (r"/join/(join\.css|join\.js)", JoinPageHandler),
     (r"/docs", DocsHandler),
     (r"/docs/(|api\.css|api\.js)", DocsHandler),
     (r"/metrics", MetricsHandler),

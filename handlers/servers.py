@@ -3,6 +3,7 @@
 from typing import Any
 
 from mcpgw.errors import InvalidParams, PermissionDenied
+from mcpgw.services import may_see_server, require_see_server
 
 from .base import ApiHandler
 
@@ -30,6 +31,14 @@ class ServerHandler(ApiHandler):
             raise PermissionDenied(
                 "the token lacks the scope 'servers:write'", details={"missingScope": "servers:write"}
             )
+
+    def require_visible(self, name: str) -> None:
+        """Refuse a server that the caller's role denies, or that is none of those that it is for.
+
+        Raises:
+            PermissionDenied: names the rule, or the scope that is missing.
+        """
+        require_see_server(self.caller, name)
 
     def write_server(self, name: str) -> None:
         """Answer one server with its state: to administrators with its definition too.
@@ -86,6 +95,8 @@ class ServersHandler(ServerHandler):
         gateway, administration = self.services.gateway, self.services.administration
         servers = {status.id: status.to_json() for status in gateway.server_statuses(self.caller)}
         for described in administration.all():
+            if not may_see_server(self.caller, described.name):
+                continue
             state = servers.get(described.name) or self.state_of(described.name)
             servers[described.name] = state | {"origin": described.origin, "enabled": described.enabled}
         self.write_json({"servers": list(servers.values())})
@@ -93,6 +104,7 @@ class ServersHandler(ServerHandler):
     async def post(self) -> None:
         """Add one, and begin to start it; 201."""
         body = self.read_body("server_add")
+        self.require_visible(body["id"])
         await self.services.administration.add(body["id"], body["definition"], self.actor())
         self.set_status(201)
         self.set_header("Location", f"/api/v1/servers/{body['id']}")
@@ -108,16 +120,20 @@ class OneServerHandler(ServerHandler):
             raise PermissionDenied(
                 "the token lacks the scope 'servers:read'", details={"missingScope": "servers:read"}
             )
+        self.services.administration.describe(name)
+        self.require_visible(name)
         self.write_server(name)
 
     async def patch(self, name: str) -> None:
         """Change its definition by a JSON Merge Patch (RFC 7396)."""
         changes = self.read_body("server_change")["definition"]
+        self.require_visible(name)
         await self.services.administration.change(name, changes, self.actor(), tag=self.tag())
         self.write_server(name)
 
     async def delete(self, name: str) -> None:
         """Remove it; 204 when it has ended."""
+        self.require_visible(name)
         await self.services.administration.remove(name, self.actor(), tag=self.tag())
         self.set_status(204)
         self.finish()
@@ -128,6 +144,7 @@ class ServerActionHandler(ServerHandler):
 
     async def post(self, name: str, action: str) -> None:
         """Do it, and answer the server."""
+        self.require_visible(name)
         administration, actor = self.services.administration, self.actor()
         match action:
             case "start":
@@ -184,4 +201,5 @@ class ServerLogsHandler(ServerHandler):
         """Its last lines, with what looks like a secret masked."""
         self.require_administrator()
         self.services.administration.describe(name)
+        self.require_visible(name)
         self.write_json({"lines": list(self.services.gateway.last_lines(name))})

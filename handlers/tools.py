@@ -86,9 +86,8 @@ class ToolCallHandler(ApiHandler):
         """Nothing: it holds no place that a newcomer could be given."""
 
     def review(self, judge: Callable[[Principal], Principal]) -> None:
-        """Stop the call where its caller's credentials hold no more."""
-        if not self.review_principal(judge) and self._task is not None and self._call is not None:
-            self._call.has_to_end()
+        """Stop the call where its caller may not make it any more."""
+        if self._task is not None and self._call is not None and self._call.is_denied(judge):
             self._task.cancel()
 
     async def drain(self, deadline: float) -> None:

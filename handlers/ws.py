@@ -251,6 +251,8 @@ class GatewaySocket(BareSocket):
         self.services.hub.add(self.conversation, self._place)
         self._wait_for_place()
         self.conversation.start()
+        # Between the look at the credentials and this lies the upgrade.
+        self.conversation.review(self.services.access.authority.review)
         if self._place is not None and self._place.refusal is not None:
             self.conversation.disconnect(CloseCode.CONNECTION_LIMIT, self._place.refusal.reason)
 
@@ -272,6 +274,8 @@ class GatewaySocket(BareSocket):
         self._count_frames()
         if self._wait is not None and self._holds_request:
             return self._wait.until_over()
+        if self.conversation.awaited_keys is not None:
+            return self.conversation.awaited_keys.until_over()
         if self._open_writer.is_full:
             return self._until_room()
         if self.conversation.frames_in - self._paused_at >= _FRAMES_WITHOUT_PAUSE:
@@ -383,7 +387,8 @@ class GatewaySocket(BareSocket):
 
         Its pongs wait with all else that it sends.
         """
-        return self._room is not None or self._holds_request
+        awaits_keys = self.conversation is not None and self.conversation.awaited_keys is not None
+        return self._room is not None or self._holds_request or awaits_keys
 
     @property
     def _holds_request(self) -> bool:

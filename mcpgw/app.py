@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
@@ -18,18 +19,24 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from mcpgw.config import Config
+from mcpgw.config_watch import Seen
 from mcpgw.errors import ConfigError
 from mcpgw.logs import log_event
 from mcpgw.running import RunningGateway, forget_running, remember_running
 from mcpgw.services import Services, running_services
+from mcpgw.tls import Certificate, load_certificate, look_at_certificate, watch_certificate
 
 if TYPE_CHECKING:
     from handlers.base import NotFoundHandler
     from handlers.body_limit import LimitedBodies
+    from handlers.forwarding import ForwardedRequests
+    from handlers.published_keys import KeyedRequests
     from handlers.routes import ROUTES
 else:
     from mcpgw.handlers.base import NotFoundHandler
     from mcpgw.handlers.body_limit import LimitedBodies
+    from mcpgw.handlers.forwarding import ForwardedRequests
+    from mcpgw.handlers.published_keys import KeyedRequests
     from mcpgw.handlers.routes import ROUTES
 
 _LOGGER = logging.getLogger("mcpgw.http")
@@ -53,10 +60,20 @@ def make_application(services: Services) -> Application:
     )
 
 
-def make_server(application: Application, config: Config) -> HTTPServer:
-    """A server whose every connection is bounded in size and, until its request is there, in time."""
+def make_server(
+    application: Application, config: Config, certificate: Certificate | None = None
+) -> HTTPServer:
+    """A server whose every connection is bounded in size and, until its request is there, in time.
+
+    With a `certificate` it speaks TLS, and nothing else.
+    """
+    services: Services = application.settings["services"]
+    forwarded = ForwardedRequests(application, lambda: services.config.server)
     return SparingServer(
-        LimitedBodies(application, config.server.max_body_size),
+        LimitedBodies(
+            KeyedRequests(forwarded, services.access.authority.fetching_keys), config.server.max_body_size
+        ),
+        ssl_options=None if certificate is None else certificate.context,
         idle_connection_timeout=config.server.handshake_timeout,
         body_timeout=config.server.handshake_timeout,
         max_header_size=_MOST_HEADERS,
@@ -110,25 +127,85 @@ async def serve(
     def end() -> None:
         (hurry if ending.is_set() else ending).set()
 
+    seen = await look_at_certificate(config.server)  # before it is read, so that no change is missed
+    certificate = await asyncio.to_thread(load_certificate, config.server) if config.server.tls_key else None
     with _bound_sockets(config) as (sockets, url):
         for number in _SIGNALS:
             loop.add_signal_handler(number, end)
         try:
             async with running_services(config) as services:
-                server = make_server(make_application(services), config)
+                server = make_server(make_application(services), config, certificate)
                 server.add_sockets(sockets)
-                with _note_of(config, RunningGateway.here(url)):
-                    if await _started(services, ending):
-                        _settle_garbage()
-                        log_event(_LOGGER, logging.INFO, "listening", url=url)
-                        on_listening(url, services)
-                    await ending.wait()
-                    on_stopping(services)
-                    await _drain(server, services, hurry)
+                async with _watched_certificate(server, services, certificate, seen):
+                    with _note_of(config, _running(url, config)):
+                        if await _started(services, ending):
+                            _settle_garbage()
+                            log_event(_LOGGER, logging.INFO, "listening", url=url)
+                            on_listening(url, services)
+                        await ending.wait()
+                        on_stopping(services)
+                        await _drain(server, services, hurry)
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
     log_event(_LOGGER, logging.INFO, "ended")
+
+
+@asynccontextmanager
+async def _watched_certificate(
+    server: HTTPServer, services: Services, certificate: Certificate | None, seen: Seen
+) -> AsyncIterator[None]:
+    """Have new connections begin with the certificate that is in the files now, inside the block.
+
+    Whatever else of the configuration is watched: a certificate that is not renewed ends.
+    """
+    if certificate is None:
+        yield
+        return
+
+    def take(renewed: Certificate) -> None:
+        server.ssl_options = renewed.context
+        _tell_certificate(services, renewed)
+        services.bus.publish("config.applied", {"source": "file", "settings": ["server.tls_certificate"]})
+
+    def refuse(error: ConfigError) -> None:
+        for fault in error.faults:
+            log_event(_LOGGER, logging.ERROR, "certificate refused", reason=fault)
+        services.bus.publish("config.error", {"faults": list(error.faults)})
+
+    _tell_certificate(services, certificate)
+    settings = services.config
+    watching = watch_certificate(settings.server, take, refuse, seen=seen, interval=settings.reload.interval)
+    task = asyncio.create_task(watching, name="certificate")
+    quiet = _BrokenEncryption()
+    logging.getLogger("tornado.general").addFilter(quiet)
+    try:
+        yield
+    finally:
+        logging.getLogger("tornado.general").removeFilter(quiet)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _tell_certificate(services: Services, certificate: Certificate) -> None:
+    services.metrics.certificate_ends(certificate.ends.timestamp())
+    names, ends = ", ".join(certificate.names), certificate.ends.isoformat()
+    log_event(_LOGGER, logging.INFO, "certificate in force", names=names, ends=ends)
+    if warning := certificate.warning():
+        log_event(_LOGGER, logging.WARNING, "certificate", reason=f"it {warning}")
+
+
+class _BrokenEncryption(logging.Filter):
+    """Says as quietly as of refused requests what Tornado warns of: anybody can send what is no TLS."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether Tornado's own line is written."""
+        message = record.getMessage()
+        if not message.startswith(("SSL Error", "error on read")):
+            return True
+        log_event(_LOGGER, logging.INFO, "encryption failed", reason=message)
+        return False
 
 
 def _settle_garbage() -> None:
@@ -152,6 +229,11 @@ async def _started(services: Services, ending: asyncio.Event) -> bool:
     for wait in pending:
         wait.cancel()
     return not ending.is_set()
+
+
+def _running(url: str, config: Config) -> RunningGateway:
+    certificate = config.server.tls_certificate
+    return RunningGateway.here(url, str(Path(certificate).absolute()) if certificate else "")
 
 
 @contextmanager
@@ -206,7 +288,8 @@ def _bound_sockets(config: Config) -> Iterator[tuple[list[socket.socket], str]]:
     try:
         bound = sockets[0].getsockname()[1]
         shown = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        yield sockets, f"http://{f'[{shown}]' if ':' in shown else shown}:{bound}"
+        scheme = "https" if config.server.tls_certificate else "http"
+        yield sockets, f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{bound}"
     finally:
         for listening in sockets:
             listening.close()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mcpgw.access.callers import Caller
-from mcpgw.access.permissions import may_approve, require_approve
+from mcpgw.access.permissions import Sight, may_approve, require_approve
 from mcpgw.access.tokens import Principal
 from mcpgw.audit import Actor, Audit
 from mcpgw.backends.requests import Observer
@@ -199,6 +199,8 @@ class Approvals:
             reason = "must be accept or decline"
             raise InvalidParams(f"the action {reason}", details=[{"path": "/data/action", "reason": reason}])
         request = waiting.request
+        if not Sight.of(principal).shows_tool(request.server_id, request.tool_name):
+            raise PermissionDenied("the call is of a tool that is not for you")
         if not self.may_decide(principal, request, settings):
             raise PermissionDenied("nobody approves a call of their own: see calls.approve_own")
         if arguments_hash is not None and arguments_hash != request.arguments_hash:
@@ -219,8 +221,14 @@ class Approvals:
 
     @staticmethod
     def may_decide(principal: Principal, request: ApprovalRequest, settings: CallSettings) -> bool:
-        """Whether the decision may be that of `principal`: nobody's own call, unless the settings say so."""
-        return may_approve(principal) and (settings.approve_own or request.user != principal.user)
+        """Whether the decision may be that of `principal`: nobody's own call, unless the settings say so, and
+        none of a tool that `principal` is not shown.
+        """
+        return (
+            may_approve(principal)
+            and (settings.approve_own or request.user != principal.user)
+            and Sight.of(principal).shows_tool(request.server_id, request.tool_name)
+        )
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Have `listener` told of every call that begins to wait; call the answer to end that."""

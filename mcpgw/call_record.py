@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mcpgw.access.guest_names import room_of
 from mcpgw.audit import Actor, Audit
 from mcpgw.bus import Bus
 from mcpgw.errors import Cancelled, GatewayError, InternalError
@@ -156,6 +157,9 @@ class CallRecord:
 
     def _publish(self, type_name: str, data: dict[str, Any], masked: dict[str, Any] | None) -> None:
         self._records.bus.publish(type_name, data, owner=self.actor.user, masked=masked)
+        room = room_of(self.actor.user)
+        if room is not None:  # without what only the caller may see
+            self._records.bus.publish(type_name, masked or data, channel=f"room:{room}")
 
     def _write(self, outcome: str) -> None:
         seconds = time.monotonic() - self._began

@@ -21,6 +21,7 @@ from mcpgw.client_files import read_client_file
 from mcpgw.config_rules import check_rules
 from mcpgw.config_texts import commented_toml, settings_markdown, write_settings_block
 from mcpgw.errors import ConfigError, suggest
+from mcpgw.issuer_settings import IssuerSettings, issuer_rule_faults, read_issuers
 from mcpgw.references import References, UnresolvedReferenceError, read_text
 from mcpgw.roles import BUILT_IN, Role, read_roles
 from mcpgw.server_definitions import (
@@ -47,6 +48,7 @@ from mcpgw.settings import (
     MemorySettings,
     MetricsSettings,
     ReloadSettings,
+    RoomSettings,
     ServerRules,
     ServerSettings,
     SessionSettings,
@@ -75,6 +77,7 @@ OTHER_VARIABLES: Final = ("MCPGW_TOKEN", "MCPGW_URL", "MCPGW_CONFIG", "MCPGW_MEM
 """Variables with the gateway's prefix that others read: clients, the command, the memory server."""
 
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
+_OPTIONAL_PATHS: Final = ("server.tls_certificate", "server.tls_key")
 _WITH_REFERENCES: Final = ("auth.secret", "auth.public_key", "store.url")
 _RULED: Final = ("server", "auth", "websocket", "calls", "backends")
 """The sections that `check_rules` looks at."""
@@ -88,7 +91,8 @@ class Config:
 
     `sources` maps the name of each setting that is not at its default to the place it came from; a server
     definition has its own `source`. `notes` are sentences about what was read and has no effect. `rules` is
-    what ``[servers]`` says of all servers, `roles` are those there are. `files` are those that were read;
+    what ``[servers]`` says of all servers, `roles` are those there are, `issuers` those whose tokens are
+    trusted. `files` are those that were read;
     `read_again` reads everything anew, and raises ConfigError as `load_config` does;
     `environment` is what references are replaced from.
     """
@@ -99,6 +103,7 @@ class Config:
     auth: AuthSettings = field(default_factory=AuthSettings)
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     calls: CallSettings = field(default_factory=CallSettings)
+    rooms: RoomSettings = field(default_factory=RoomSettings)
     backends: BackendSettings = field(default_factory=BackendSettings)
     events: EventSettings = field(default_factory=EventSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
@@ -111,6 +116,7 @@ class Config:
     reload: ReloadSettings = field(default_factory=ReloadSettings)
     rules: ServerRules = field(default_factory=ServerRules)
     roles: Mapping[str, Role] = field(default_factory=lambda: BUILT_IN)
+    issuers: Mapping[str, IssuerSettings] = field(default_factory=dict)
     servers: Mapping[str, ServerDefinition] = field(default_factory=dict)
     file: Path | None = None
     files: tuple[Path, ...] = field(default=(), compare=False)
@@ -148,7 +154,7 @@ def load_config(
     """The configuration from `file`, `environment` and `flags`, with the backends of `servers_files`.
 
     `with_servers` is false for those who speak to a gateway and run none: what the definitions of servers
-    refer to (variables, files) is there for the gateway alone.
+    and the secrets of issuers refer to (variables, files) is there for the gateway alone.
 
     Without `file`, ``mcpgw.toml`` in the current folder is read where there is one. `flags` maps names of
     settings (``server.port``) to what was given on the command line, text or typed; None is a flag that was
@@ -179,10 +185,16 @@ def load_config(
         with_servers=with_servers,
     )
     roles = BUILT_IN if file is None else read_roles(document.get("roles", {}), f"{file}", loading.report)
+    issuers: Mapping[str, IssuerSettings] = {}
+    if file is not None:
+        issuers = loading.issuers(document.get("auth"), file, with_secrets=with_servers)
+        given = {"own_issuer": sections["auth"].issuer, "public_url": sections["server"].public_url}
+        loading.faults.extend(issuer_rule_faults(issuers, roles=roles, **given))
     config = Config(
         **{_attribute(section): values for section, values in sections.items()},
         servers=MappingProxyType(loading.servers),
         roles=MappingProxyType(dict(roles)),
+        issuers=issuers,
         file=file,
         files=(*(() if file is None else (file,)), *servers_files),
         sources=MappingProxyType(loading.sources),
@@ -299,7 +311,8 @@ class _Loading:
                 self.faults.append(f"{file}: [{section}]: unknown section{suggest(section, SECTIONS)}")
             else:
                 for key, given in table.items():
-                    self._take_key(section, key, given, file)
+                    if (section, key) != ("auth", "issuers"):  # said where the issuers are read
+                        self._take_key(section, key, given, file)
 
     def _take_key(self, section: str, key: str, given: object, file: Path) -> None:
         place = f"{file}: [{section}] {key}"
@@ -349,6 +362,8 @@ class _Loading:
             return
         if isinstance(value, Path):
             value = folder / expand_home(value, self.environment)
+        elif setting.name in _OPTIONAL_PATHS and value:
+            value = str(folder / expand_home(Path(str(value)), self.environment))
         self.values[setting.name] = value
         self.sources[setting.name] = place
 
@@ -364,6 +379,12 @@ class _Loading:
             )
             for section, cls in SECTIONS.items()
         }
+
+    def issuers(self, auth: object, file: Path, *, with_secrets: bool) -> Mapping[str, IssuerSettings]:
+        """The issuers of ``[auth.issuers]`` in `file`."""
+        tables = auth.get("issuers", {}) if isinstance(auth, dict) else {}
+        references = References(self.environment, file.parent) if with_secrets else None
+        return MappingProxyType(read_issuers(tables, f"{file}", references, self.report))
 
     def take_servers(self, tables: object, file: Path) -> None:
         if not isinstance(tables, dict):

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Iterator
 from typing import Final
+from urllib.parse import urlsplit
 
+from mcpgw.proxies import network_fault
 from mcpgw.settings import AuthSettings, BackendSettings, CallSettings, ServerSettings, WebSocketSettings
 
 MINIMUM_SECRET_BYTES: Final = 32
@@ -29,6 +31,8 @@ def check_rules(
 ) -> Iterator[str]:
     """Every fault that type and bounds of one setting do not show; `place` names where a setting was set."""
     yield from _origins(server, place)
+    yield from _public_url(server, place)
+    yield from _encryption(server, place)
     yield from _keys(auth, place)
     if websocket.pong_timeout > websocket.ping_interval:
         yield (
@@ -66,6 +70,31 @@ def _origins(server: ServerSettings, place: Callable[[str], str]) -> Iterator[st
                 f"{place('server.allowed_hosts')}: {name!r} is not a host name: no scheme, no port, "
                 "no path and no * but for the whole first label (*.example.org)"
             )
+
+
+def _public_url(server: ServerSettings, place: Callable[[str], str]) -> Iterator[str]:
+    if not server.public_url:
+        return
+    try:
+        parts = urlsplit(server.public_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https") or parts.username or parts.query or parts.fragment:
+        yield (
+            f"{place('server.public_url')}: is not an address such as https://gateway.example.org: no user, "
+            "no query, no fragment"
+        )
+
+
+def _encryption(server: ServerSettings, place: Callable[[str], str]) -> Iterator[str]:
+    if server.tls_certificate and not server.tls_key:
+        yield f"{place('server.tls_certificate')}: needs server.tls_key, the file with its key"
+    if server.tls_key and not server.tls_certificate:
+        yield f"{place('server.tls_key')}: needs server.tls_certificate, the file with its certificate"
+    for proxy in server.trusted_proxies:
+        if fault := network_fault(proxy):
+            yield f"{place('server.trusted_proxies')}: {proxy!r} {fault}"
 
 
 def _keys(auth: AuthSettings, place: Callable[[str], str]) -> Iterator[str]:

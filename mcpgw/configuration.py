@@ -45,6 +45,10 @@ LIVE: Final = frozenset(
     {
         "server.allowed_origins",
         "server.allowed_hosts",
+        "server.public_url",
+        "server.hsts_time",
+        "server.trusted_proxies",
+        "server.proxy_headers",
         "server.drain_timeout",
         "log.level",
         "auth.timeout",

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from mcpgw.access.permissions import may_do_anything
 from mcpgw.access.tokens import Principal
 from mcpgw.audit import Actor
+from mcpgw.awaited_keys import AwaitedKeys
 from mcpgw.conversation_parts import ClientInfo, ConversationParts, ConversationSettings, Sink
 from mcpgw.errors import (
     AuthFailed,
@@ -36,7 +38,7 @@ from mcpgw.wire.frames import Envelope, ReplyTo, ServerFrame
 
 _LOGGER = logging.getLogger("mcpgw.websocket")
 _COMING_BACK_MS = 5000
-_AUDITED = ("permission_denied", "token_expired", "rate_limited")
+_AUDITED = ("auth_required", "permission_denied", "token_expired", "rate_limited")
 """Refused frames that the audit log has; faults of form are for the client alone."""
 _REFUSALS_LOGGED = 10
 """Refused frames of one connection that the log has in a second."""
@@ -64,7 +66,7 @@ class Conversation:
 
     The transport calls `start` once, `receive` for each message, and `lost` once when the socket is gone.
     `principal` is who the connection's credentials prove; None asks for an ``auth`` frame. `refused` is why
-    credentials that were given do not hold.
+    credentials that were given do not hold. While there are `awaited_keys`, no more is to be received.
 
     A connection above its user's limit waits for a place: it is greeted, may say who it is, and may resume a
     session whose old connection then makes room for it. Whatever else it asks for is held until `admitted`.
@@ -109,6 +111,7 @@ class Conversation:
         self._session.outlet = self
         self._has_begun = False
         self._held: list[frames.ClientFrame] | None = None
+        self.awaited_keys: AwaitedKeys | None = None
         self._anonymous = None if principal is not None else parts.limits.frames_bucket()
         self._flood = FloodGuard(settings.websocket.max_refusals)
         self._errors_in_a_row = 0
@@ -180,7 +183,10 @@ class Conversation:
             if self._over:
                 break
             self.frames_in += 1
-            self._receive_frame(value)
+            if self.awaited_keys is None:
+                self._receive_frame(value)
+            else:
+                self.awaited_keys.hold(value)
 
     def lost(self, code: int | None) -> None:
         """The socket is gone. `code` is the close code that the client sent, where it did."""
@@ -214,13 +220,15 @@ class Conversation:
             return
         try:
             present = judge(principal)
+            self._session.review(judge)
         except AuthFailed as refused:
             self._log(logging.INFO, "access ended", reason=refused.message)
             self.disconnect(CloseCode.DISCONNECTED, refused.message)
             return
-        if present != principal:
-            self._identity.principal = present
-            self._session.principal = present
+        self._identity.principal = present
+        if not may_do_anything(present) and may_do_anything(principal):
+            self._log(logging.INFO, "access ended", reason="nothing is allowed any more")
+            self.disconnect(CloseCode.PERMISSION_DENIED, "nothing is allowed to this user any more")
 
     async def drain(self, deadline: float) -> None:
         """Let open calls come to their end until `deadline` (of the loop's clock), then say goodbye."""
@@ -330,7 +338,7 @@ class Conversation:
             case frames.StatusRequest():
                 self._emit(self._status("Status of this connection", asked=True), frame.reply)
             case frames.Auth():
-                self._authenticate(frame)
+                self._authenticate_in_time(frame)
             case frames.ListTools():
                 self._list_tools(frame)
             case frames.InputResponse():
@@ -347,6 +355,26 @@ class Conversation:
                 self._resume(frame, self._identity.require())
             case _:  # what is asked of servers
                 self._call(frame, self._identity.require())
+
+    def _authenticate_in_time(self, frame: frames.Auth) -> None:
+        """As `_authenticate`, as soon as the key that has signed the token is known."""
+        fetched = self._parts.tokens.fetching_keys(frame.token)
+        if fetched is None:
+            self._authenticate(frame)
+            return
+
+        def act() -> None:
+            self.awaited_keys = None
+            if not self._over:
+                self._guard(frame.reply, partial(self._authenticate, frame))
+
+        def take(value: object) -> None:
+            if self.awaited_keys is not None:  # for the key of another `auth` frame behind the first
+                self.awaited_keys.hold(value)
+            elif not self._over:
+                self._receive_frame(value)
+
+        self.awaited_keys = AwaitedKeys(fetched, act, take)
 
     def _authenticate(self, frame: frames.Auth) -> None:
         try:

@@ -42,9 +42,11 @@ class GatewayError(Exception):
     """Anything that a client is told in an ``error`` frame or a REST error body.
 
     ``message`` is for people; ``code`` is stable; ``temporary`` says whether the same request may succeed
-    later; ``details`` is JSON; ``retry_after_ms`` says when to try again, in milliseconds.
+    later; ``details`` is JSON; ``retry_after_ms`` says when to try again, in milliseconds. ``is_audited`` is
+    set where the audit log has the refusal already.
     """
 
+    is_audited = False
     code: ClassVar[str] = "internal_error"
     temporary: ClassVar[bool] = False
     http_status: ClassVar[int] = 500
@@ -147,6 +149,14 @@ class KeyNotFound(CatalogNotFound):
     """Issued, over HTTP alone, when no API key has the id that was sent."""
 
 
+class IssuerNotFound(CatalogNotFound):
+    """Issued, over HTTP alone, when nobody logs in with the identity provider that was named."""
+
+
+class RoomNotFound(CatalogNotFound):
+    """Issued, over HTTP alone, when no room has the name that was sent, or no guest of it."""
+
+
 class UnknownCall(NotFound):
     """Issued when a ``cancel`` names an id that no open call has."""
 
@@ -179,6 +189,10 @@ class ServerUnavailable(GatewayError):
     code = "server_unavailable"
     temporary = True
     http_status = 503
+
+
+class IssuerUnavailable(ServerUnavailable):
+    """Issued, over HTTP alone, when an identity provider does not answer as it must; the log says why."""
 
 
 class RateLimited(GatewayError):
@@ -282,6 +296,7 @@ class CloseCode(IntEnum):
     DISCONNECTED = 3503
     CONNECTION_LIMIT = 3504
     RESUMED_ELSEWHERE = 3505
+    PERMISSION_DENIED = 3507
     TOO_MANY_ERRORS = 3509
 
     @property

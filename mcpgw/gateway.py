@@ -15,13 +15,16 @@ from weakref import WeakKeyDictionary
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import (
+    Sight,
     may_call,
     may_call_any,
     may_read_servers,
     may_use_server,
     require_call,
     require_call_any,
+    require_free,
     require_read_servers,
+    require_see_server,
     require_use_server,
 )
 from mcpgw.access.tokens import Principal
@@ -123,23 +126,26 @@ class Gateway(Servers):
     # --- what there is -------------------------------------------------------------------------------------
 
     def server_statuses(self, principal: Principal) -> list[BackendStatus]:
-        """The present state of every server.
+        """The present state of every server that the caller is shown.
 
         Raises:
             PermissionDenied: the caller may not read servers.
         """
         require_read_servers(principal)
-        return [server.status for server in self._servers.values()]
+        sight = Sight.of(principal)
+        return [server.status for server in self._servers.values() if sight.shows_server(server.id)]
 
     def server_status(self, principal: Principal, server_id: str) -> BackendStatus:
         """The present state of one server; its `last_lines` are the last of its stderr.
 
         Raises:
-            PermissionDenied: the caller may not read servers.
+            PermissionDenied: the caller may not read servers, or not this one.
             ServerNotFound: no server has this id.
         """
         require_read_servers(principal)
-        return self._visible_server(principal, server_id).status
+        server = self._visible_server(principal, server_id)
+        require_see_server(principal, server_id)
+        return server.status
 
     def definition(self, server_id: str) -> ServerDefinition:
         """The definition of a server. Raises ServerNotFound."""
@@ -166,12 +172,15 @@ class Gateway(Servers):
 
         Raises:
             ServerNotFound: no server has this id.
+            PermissionDenied: the one server that was named is not for this caller.
             ServerUnavailable: the one server that was named is not ready.
         """
         asker = Asker(principal.user, connection)
         if server_id is not None:
             server = self._visible_server(principal, server_id)
-            if not may_read_servers(principal):
+            if may_read_servers(principal):
+                require_see_server(principal, server_id)
+            else:
                 require_call_any(principal, server_id)
             if server.offer is None:
                 server.wake()
@@ -301,6 +310,7 @@ class Gateway(Servers):
         meta: Mapping[str, Any] | None,
     ) -> ToolResult:
         principal, asker = caller.principal, _asker(caller)
+        require_free(principal)
         call_time = self._call_time(server_id, timeout_ms)
         server = self._visible_server(principal, server_id)
         require_call(principal, server_id, tool_name)
@@ -426,6 +436,7 @@ class Gateway(Servers):
         timeout_ms: int | None,
     ) -> dict[str, Any]:
         self._refuse_while_draining()
+        require_free(caller.principal)
         call_time = self._call_time(server_id, timeout_ms)
         server = self._usable_server(caller.principal, server_id)
         parent = caller.trace
@@ -441,6 +452,7 @@ class Gateway(Servers):
         Raises:
             GatewayError: with the code of what went wrong.
         """
+        require_free(caller.principal)
         server = self._usable_server(caller.principal, server_id)
         async with self._call_time(server_id, None):
             await self._with_reason(caller.principal, server.watch_resource(_asker(caller), uri))

@@ -138,6 +138,12 @@ BACKEND_RESTARTS: Final = Declaration(
     "mcpgw_backend_restarts_total", "counter", "Times that the server was started again.", ("server",)
 )
 
+CERTIFICATE_ENDS: Final = Declaration(
+    "mcpgw_certificate_ends_seconds",
+    "gauge",
+    "When the certificate's time is over, in seconds since 1970; only where the gateway speaks TLS.",
+)
+
 DECLARATIONS: Final = (
     CONNECTIONS,
     CONNECTIONS_OPENED,
@@ -153,6 +159,7 @@ DECLARATIONS: Final = (
     DROPPED,
     BACKEND_UP,
     BACKEND_RESTARTS,
+    CERTIFICATE_ENDS,
 )
 """All of the gateway's own metrics; beside them stand those of the process, of Python and of its garbage
 collector (``process_…``, ``python_…``).
@@ -217,6 +224,7 @@ class Metrics:
         self._backend_up = gauge(BACKEND_UP)
         self._backend_restarts = counter(BACKEND_RESTARTS)
         self._outcomes = frozenset({OK, TOOL_ERROR, *codes()})
+        self._certificate_ends: Gauge | None = None
         self._up: dict[str, Gauge] = {}
         self._restarts: dict[str, Counter] = {}
         self._servers: dict[str, _Calls] = {}
@@ -251,6 +259,13 @@ class Metrics:
     def socket_closed(self, code: int | None) -> None:
         """A WebSocket was closed with `code`; None where there was no close frame."""
         self._closes.get(_ABNORMAL if code is None else code, self._closes_other).inc()
+
+    def certificate_ends(self, moment: float) -> None:
+        """The gateway speaks TLS with a certificate that holds until `moment`, in seconds since the epoch."""
+        if self._certificate_ends is None:
+            row = CERTIFICATE_ENDS
+            self._certificate_ends = Gauge(row.name, row.help, row.labels, registry=self._registry)
+        self._certificate_ends.set(moment)
 
     def count_sessions(self, count: Callable[[], int]) -> None:
         """Ask `count` at each scrape, perhaps from another thread, how many sessions there are."""

@@ -6,7 +6,7 @@ its two numbers the same). Only a monotonic clock is looked at, so that a clock 
 
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 Clock = Callable[[], float]
@@ -42,6 +42,10 @@ class TokenBucket:
             return math.inf
         return missing / self._rate
 
+    def put_back(self, n: int = 1) -> None:
+        """Give back `n` tokens that were taken for what did not count."""
+        self._tokens = min(self._burst, self._fill() + n)
+
     @property
     def is_full(self) -> bool:
         """Whether it is as it was at first."""
@@ -52,6 +56,45 @@ class TokenBucket:
         self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)
         self._filled = now
         return self._tokens
+
+
+class Window:
+    """Lets `most` through in any `seconds`, however they are spread: a bucket would let twice as many through
+    in the first of them. Remembers a moment for each.
+    """
+
+    __slots__ = ("_clock", "_moments", "_most", "_seconds")
+
+    def __init__(self, most: int, seconds: float, *, clock: Clock = time.monotonic) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._clock = clock
+        self._moments: deque[float] = deque()
+
+    def try_take(self) -> float:
+        """Take one and return 0.0, or take none and return the seconds until there is one."""
+        now = self._forget()
+        if len(self._moments) >= self._most:
+            return max(self._moments[0] + self._seconds - now, _ROUNDING)
+        self._moments.append(now)
+        return 0.0
+
+    def put_back(self) -> None:
+        """Give back the last one that was taken."""
+        if self._moments:
+            self._moments.pop()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is as it was at first."""
+        self._forget()
+        return not self._moments
+
+    def _forget(self) -> float:
+        now = self._clock()
+        while self._moments and self._moments[0] + self._seconds <= now:
+            self._moments.popleft()
+        return now
 
 
 class RateLimit:
@@ -79,7 +122,8 @@ class UserLimits:
 
     Rates are tokens a second, bursts are tokens. A user's buckets are made when first needed. They are
     forgotten by `sweep` once they are full again, which nobody can tell from keeping them; beyond `max_users`
-    the user who was away longest is forgotten sooner.
+    the user who was away longest is forgotten sooner. Set `quota_of` where some users have less than others:
+    it answers how many calls in how many seconds a user may make, None where the rates alone count.
     """
 
     def __init__(
@@ -97,6 +141,8 @@ class UserLimits:
         self._max_users = max_users
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[TokenBucket, TokenBucket]] = OrderedDict()
+        self._quotas: OrderedDict[str, Window] = OrderedDict()
+        self.quota_of: Callable[[str], tuple[int, float] | None] = _no_quota
 
     def __len__(self) -> int:
         """How many users are remembered."""
@@ -104,7 +150,14 @@ class UserLimits:
 
     def try_call(self, user: str) -> float:
         """Take the token of one tool call: 0.0, or the seconds until `user` may call again."""
-        return self._of(user)[0].try_take()
+        quota = self._quota(user)
+        wait = 0.0 if quota is None else quota.try_take()
+        if wait:
+            return wait
+        wait = self._of(user)[0].try_take()
+        if wait and quota is not None:
+            quota.put_back()
+        return wait
 
     def try_frame(self, user: str) -> float:
         """Take the token of one frame: 0.0, or the seconds until `user` may send the next."""
@@ -119,7 +172,22 @@ class UserLimits:
         idle = [user for user, (calls, frames) in self._buckets.items() if calls.is_full and frames.is_full]
         for user in idle:
             del self._buckets[user]
+        for user in [user for user, quota in self._quotas.items() if quota.is_full]:
+            del self._quotas[user]
         return len(idle)
+
+    def _quota(self, user: str) -> Window | None:
+        quota = self._quotas.get(user)
+        if quota is None:
+            limit = self.quota_of(user)
+            if limit is None:
+                return None
+            while len(self._quotas) >= self._max_users:
+                self._quotas.popitem(last=False)
+            quota = self._quotas[user] = Window(*limit, clock=self._clock)
+        else:
+            self._quotas.move_to_end(user)
+        return quota
 
     def _of(self, user: str) -> tuple[TokenBucket, TokenBucket]:
         buckets = self._buckets.get(user)
@@ -131,6 +199,10 @@ class UserLimits:
         else:
             self._buckets.move_to_end(user)
         return buckets
+
+
+def _no_quota(_user: str) -> None:
+    """Nobody has less than the others."""
 
 
 class FloodGuard:

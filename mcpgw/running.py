@@ -1,8 +1,10 @@
 """The note that a running gateway leaves in its data folder, so that commands on the same machine find it.
 
-    {"url": "http://127.0.0.1:3000", "pid": 4711, "others": [{"url": …, "pid": …}]}
+    {"url": "https://127.0.0.1:3000", "pid": 4711, "certificate": "/…/gateway.pem", "others": [{"url": …}]}
 
-Several gateways may share a folder: the newest stands first, and is found.
+`certificate` is the file of the gateway's own, empty without TLS: commands on this machine believe that one
+alone, and need not call the gateway by the name in it. Several gateways may share a folder: the newest stands
+first, and is found.
 """
 
 import fcntl
@@ -22,15 +24,16 @@ _LOCK = ".gateway.lock"
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """Where a gateway listens, and its process id."""
+    """Where a gateway listens, its process id, and the file of its certificate (empty without TLS)."""
 
     url: str
     pid: int
+    certificate: str = ""
 
     @classmethod
-    def here(cls, url: str) -> "RunningGateway":
+    def here(cls, url: str, certificate: str = "") -> "RunningGateway":
         """This process."""
-        return cls(url, os.getpid())
+        return cls(url, os.getpid(), certificate)
 
 
 def remember_running(data_dir: Path, running: RunningGateway) -> None:
@@ -100,7 +103,8 @@ def _read(data_dir: Path) -> list[RunningGateway]:
     try:
         note = json.loads((data_dir / _NAME).read_text(encoding="utf-8"))
         found = [
-            RunningGateway(str(entry["url"]), int(entry["pid"])) for entry in (note, *note.get("others", ()))
+            RunningGateway(str(entry["url"]), int(entry["pid"]), str(entry.get("certificate", "")))
+            for entry in (note, *note.get("others", ()))
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

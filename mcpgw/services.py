@@ -12,12 +12,25 @@ from typing import Any, TypeVar, cast
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.configured import configured_tokens
+from mcpgw.access.guest_names import room_of
+from mcpgw.access.issuers import Issuers, issuer_faults
 from mcpgw.access.keys import described_key
 from mcpgw.access.logins import Granted, Visitor
-from mcpgw.access.permissions import require_approve, require_covered, require_publish_events
+from mcpgw.access.oidc import PENDING_SECONDS, ProviderAnswer
+from mcpgw.access.oidc_pending import local_path
+from mcpgw.access.permissions import (
+    may_see_server,
+    require_approve,
+    require_covered,
+    require_host_rooms,
+    require_publish_events,
+    require_see_server,
+)
+from mcpgw.access.revocation import Judge
 from mcpgw.access.service import AccessService, role_faults, running_access
 from mcpgw.access.tickets import Purpose
 from mcpgw.access.tokens import Principal, Tokens
+from mcpgw.access.workshops import described_guest, described_room, may_give
 from mcpgw.administration import Administration
 from mcpgw.aggregate import McpDoor, Visit
 from mcpgw.approvals import Approvals
@@ -43,7 +56,7 @@ from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
 from mcpgw.roster import Roster, make_roster
 from mcpgw.session_store import SessionStore
-from mcpgw.store import Store, StoredServer, StoredSetting
+from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting
 from mcpgw.tracing import Tracing
 from mcpgw.turns import Turns
 from mcpgw.wire import frames
@@ -51,19 +64,30 @@ from mcpgw.wire.events import CHANNELS, EVENT_TYPES
 from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
 
 __all__ = [
+    "PENDING_SECONDS",
     "Actor",
     "Granted",
     "Principal",
+    "ProviderAnswer",
     "Purpose",
     "RestCall",
     "Services",
+    "StoredRoom",
     "Visit",
     "Visitor",
     "WriterParts",
+    "described_guest",
     "described_key",
+    "described_room",
+    "local_path",
+    "may_give",
+    "may_see_server",
     "require_approve",
     "require_covered",
+    "require_host_rooms",
     "require_publish_events",
+    "require_see_server",
+    "room_of",
     "running_services",
 ]
 
@@ -256,6 +280,13 @@ class _Announcer:
             self._bus.publish("gateway.health_update", health)
 
 
+def _review(judge: Judge, hub: Hub, sessions: SessionStore, door: McpDoor) -> None:
+    """Hold all that is open to what its users may do by now; sessions after their connections are closed."""
+    hub.review(judge)
+    sessions.review(judge)
+    door.review(judge)
+
+
 @dataclass(frozen=True)
 class _Stored:
     """What the store has, and what becomes of it together with what was `loaded`."""
@@ -325,7 +356,7 @@ async def running_services(loaded: Config) -> AsyncIterator[Services]:
         ConfigError: something of the configuration cannot be used on this machine.
     """
     frames.prepare()
-    if faults := role_faults(loaded.roles):
+    if faults := [*role_faults(loaded.roles), *issuer_faults(loaded.issuers)]:
         raise ConfigError(faults)
     tokens = configured_tokens(loaded, create_key=True)
     store = await Store.open(
@@ -365,10 +396,13 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
         gateway.start()
         stored.tell(bus)
         bus.publish("gateway.started", {"state": "started"})
-        hub, rooms = Hub(config.server), Rooms(bus)
+        rooms = Rooms(bus)
+        most = min(config.rooms.max_connections_per_guest, config.server.max_connections_per_user)
+        hub = Hub(config.server, limit_of=lambda user: most if room_of(user) is not None else None)
         limits = UserLimits(
             config.calls.rate, config.calls.burst, config.websocket.frames_rate, config.websocket.frames_burst
         )
+        limits.quota_of = rooms.quota_of
         sweeping = asyncio.create_task(
             sweep_every(config.server.sweep_interval, hub.sweep, limits.sweep, sessions.sweep), name="sweep"
         )
@@ -408,7 +442,14 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                     audit=audit,
                     settings=config.auth,
                     roles=lambda: configuration.in_force.roles,
-                    on_change=hub.review,
+                    issuers=Issuers(
+                        lambda: configuration.in_force.issuers,
+                        config.auth,
+                        public_url=lambda: configuration.in_force.server.public_url,
+                    ),
+                    on_change=lambda judge: _review(judge, hub, sessions, door),
+                    on_rooms=rooms.follow,
+                    max_rooms=config.rooms.max_open,
                 )
                 try:
                     async with (

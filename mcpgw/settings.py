@@ -88,6 +88,38 @@ class ServerSettings:
         "Names accepted in the Host header besides localhost, IP addresses and server.host; "
         '"*.example.org" is every name below that one.',
     )
+    public_url: str = _setting(
+        "",
+        "Address under which clients reach the gateway, as https://gateway.example.org, a path behind it "
+        "where a proxy has one. Empty takes what a request names.",
+    )
+    tls_certificate: str = _setting(
+        "",
+        "PEM file with the certificate, and those between it and the root behind it; with it the gateway "
+        "speaks https and wss alone (TLS 1.2 or later). Empty speaks http and ws.",
+    )
+    tls_key: str = _setting(
+        "",
+        "PEM file with the key of that certificate, without a passphrase; others must not be able to read "
+        "it.",
+    )
+    hsts_time: float = _setting(
+        365.0 * DAY,
+        "How long browsers that came by https refuse http to this host (RFC 6797); 0 does not say so.",
+        unit="seconds",
+        minimum=0,
+        maximum=1000 * DAY,
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        "Addresses and networks (CIDR) of proxies that are believed what they say of the client: its "
+        "address, scheme and host.",
+    )
+    proxy_headers: Literal["x-forwarded", "forwarded"] = _setting(
+        "x-forwarded",
+        "How they say it: X-Forwarded-For, -Proto and -Host, or Forwarded (RFC 7239). The other is never "
+        "looked at, since a proxy that does not know it passes on what a client has made up.",
+    )
     handshake_timeout: float = _setting(
         10.0,
         "Time that a connection has to send the headers and the body of a request.",
@@ -246,6 +278,11 @@ class AuthSettings:
         minimum=0,
         maximum=DAY,
     )
+    passwords: bool = _setting(
+        True,
+        "Whether users log in with passwords that the gateway keeps. Where they do not, the login page leads "
+        "to the identity provider, and a one-use link lets in without one.",
+    )
     access_time: float = _setting(
         600.0,
         "How long the access token of a login holds; then it is refreshed.",
@@ -260,6 +297,22 @@ class AuthSettings:
         minimum=60,
         maximum=366 * DAY,
     )
+    issuer_login_time: float = _setting(
+        DAY / 2,
+        "The same for logins at an identity provider: then one is sent there again, and it says anew who may "
+        "come in, and as what.",
+        unit="seconds",
+        minimum=60,
+        maximum=366 * DAY,
+    )
+    refresh_grace: float = _setting(
+        10.0,
+        "How long a page may show its refresh token once more, from the same address, as a second tab does; "
+        "it gets the same answer. Programs have no such time.",
+        unit="seconds",
+        minimum=0,
+        maximum=60,
+    )
     ticket_time: float = _setting(
         30.0,
         "How long a ticket for one connection can be used.",
@@ -269,14 +322,33 @@ class AuthSettings:
     )
     rate: float = _setting(
         2.0,
-        "Requests to log in, refresh and log out from one address, over a while; those above it get "
-        "rate_limited.",
+        "Requests to log in, refresh, log out and join from one address, and for tickets of one user, over a "
+        "while; those above it get rate_limited.",
         unit="requests per second",
         minimum=0.01,
         maximum=10_000,
     )
-    burst: int = _setting(
-        30, "Such requests from one address at once.", unit="requests", minimum=1, maximum=100_000
+    burst: int = _setting(30, "Such requests at once.", unit="requests", minimum=1, maximum=100_000)
+    fetch_timeout: float = _setting(
+        5.0,
+        "Time that an issuer of others' tokens has to send its discovery document, and its keys.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=60,
+    )
+    keys_interval: float = _setting(
+        300.0,
+        "Time after which they are fetched again: a key that is gone from there holds no more.",
+        unit="seconds",
+        minimum=1,
+        maximum=3600,
+    )
+    keys_wait: float = _setting(
+        30.0,
+        "Time between two fetches because of a key that is not known, when there have been five of them.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=3600,
     )
     watch_interval: float = _setting(
         0.5,
@@ -371,6 +443,22 @@ class WebSocketSettings:
         maximum=1024 * MEBIBYTE,
     )
     compression: bool = _setting(True, "Whether permessage-deflate is offered (RFC 7692).")
+
+
+@dataclass(frozen=True)
+class RoomSettings:
+    """``[rooms]`` of the configuration."""
+
+    max_open: int = _setting(
+        100, "Rooms that may be open to guests at once.", unit="rooms", minimum=1, maximum=10_000
+    )
+    max_connections_per_guest: int = _setting(
+        3,
+        "Connections (sockets and event streams) that one guest may have.",
+        unit="connections",
+        minimum=1,
+        maximum=1000,
+    )
 
 
 @dataclass(frozen=True)
@@ -648,8 +736,9 @@ class StoreSettings:
 
     url: str = _setting(
         "",
-        "Database for servers added at run time and for catalogs, as sqlite:////PATH; empty takes the file "
-        "mcpgw.db in the data folder. ${env:NAME} and ${file:PATH} are replaced.",
+        "Database for users, servers added at run time and catalogs, as sqlite:////PATH or "
+        "postgresql://USER:PASSWORD@HOST/NAME; empty takes the file mcpgw.db in the data folder. ${env:NAME} "
+        "and ${file:PATH} are replaced.",
         secret=True,
     )
     busy_timeout: float = _setting(
@@ -772,6 +861,7 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
     "auth": AuthSettings,
     "websocket": WebSocketSettings,
     "calls": CallSettings,
+    "rooms": RoomSettings,
     "backends": BackendSettings,
     "events": EventSettings,
     "sessions": SessionSettings,
@@ -792,6 +882,7 @@ SECTION_HELP: Final[Mapping[str, str]] = {
     "auth": "How a client's token is checked.",
     "sessions": "What outlives a connection that broke.",
     "websocket": "Limits of one socket.",
+    "rooms": "Rooms that are opened to guests, such as for a workshop.",
     "calls": "How long a tool call may take, and how many a user may make.",
     "backends": "How backend servers are started, watched and stopped.",
     "events": "Server-Sent Events (HTML Living Standard, section 9.2).",

@@ -23,7 +23,7 @@ from mcpgw.wire.validation import load_schema
 from tests.support.schemas import SERVER_TYPES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 PAGES += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
 LIMITED = ("server", "auth", "websocket", "calls", "backends", "events", "sessions")
 """The sections of the configuration whose numbers are limits."""

@@ -95,6 +95,17 @@ def test_a_user_who_may_have_one_connection_is_told_of_one() -> None:
     assert hub.reserve("websocket", "ann").give_up().reason == "this user has 1 connection: close one first"
 
 
+def test_some_users_have_fewer_connections_than_the_others() -> None:
+    hub = Hub(
+        ServerSettings(max_connections_per_user=3), limit_of=lambda user: 1 if user == "guest" else None
+    )
+    assert not hub.reserve("websocket", "guest").is_waiting
+    above = hub.reserve("websocket", "guest")
+    assert above.is_waiting
+    assert above.give_up().reason == "this user has 1 connection: close one first"
+    assert not any(hub.reserve("websocket", "ann").is_waiting for _ in range(3))
+
+
 def test_a_place_that_is_released_can_be_taken_again_and_is_counted_out_once(hub: Hub) -> None:
     first, _ = hub.reserve("websocket", "ann"), hub.reserve("websocket", "ann")
     first.release()

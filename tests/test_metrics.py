@@ -203,6 +203,7 @@ def test_every_declared_metric_is_told_with_its_kind_its_help_and_its_labels(acc
     metrics = make()
     metrics.call_started("memory")
     metrics.call_ended("memory", "ok", 1)
+    metrics.certificate_ends(1.8e9)
     told = families(metrics, accept)
     own = {name: family for name, family in told.items() if name.startswith("mcpgw_")}
     assert own.keys() == {row.name.removesuffix("_total") for row in DECLARATIONS}

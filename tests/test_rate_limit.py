@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpgw.rate_limit import FloodGuard, RateLimit, TokenBucket, UserLimits, retry_after_ms
+from mcpgw.rate_limit import FloodGuard, RateLimit, TokenBucket, UserLimits, Window, retry_after_ms
 
 
 class Clock:
@@ -177,3 +177,36 @@ def test_refusals_one_after_another_reach_the_limit() -> None:
 @given(st.floats(1e-9, 1e6))
 def test_a_wait_in_milliseconds_is_never_too_short(seconds: float) -> None:
     assert retry_after_ms(seconds) >= max(1, seconds * 1000)
+
+
+def test_a_window_lets_so_many_through_in_any_stretch_of_its_time(clock: Clock) -> None:
+    window = Window(3, 60, clock=clock)
+    assert [window.try_take() for _ in range(3)] == [0.0] * 3
+    assert window.try_take() == pytest.approx(60)
+    clock.advance(59.9)
+    assert window.try_take() == pytest.approx(0.1), "a bucket would have filled meanwhile"
+    clock.advance(0.1)
+    assert window.try_take() == 0.0
+    window.put_back()
+    assert window.is_full
+    assert window.try_take() == 0.0
+    assert not window.is_full
+
+
+def test_a_user_with_a_quota_has_no_more_than_it_and_no_more_than_the_others(clock: Clock) -> None:
+    few = limits(clock)
+    few.quota_of = lambda user: (1, 60.0) if user == "guest" else None
+    assert few.try_call("guest") == 0.0
+    assert few.try_call("guest") == pytest.approx(60)
+    assert few.try_call("ann") == 0.0
+    assert few.try_call("ann") == 0.0
+    many = limits(clock)
+    many.quota_of = lambda _user: (3, 60.0)
+    assert [many.try_call("guest") for _ in range(2)] == [0.0, 0.0]
+    assert many.try_call("guest") == pytest.approx(0.2), "the rate of all users"
+    clock.advance(1)
+    assert many.try_call("guest") == 0.0, "what was refused was not counted"
+    assert many.try_call("guest") == pytest.approx(59)
+    clock.advance(60)
+    assert many.sweep() == 1
+    assert many.try_call("guest") == 0.0

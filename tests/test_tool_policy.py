@@ -9,7 +9,7 @@ from mcpgw.backends.tools import Tool
 from mcpgw.errors import InvalidParams
 from mcpgw.references import References
 from mcpgw.server_definitions import ServerDefinition, ToolPolicy, ToolRule, define_server
-from mcpgw.tool_policy import ServedTool, serve_tools
+from mcpgw.tool_policy import ServedTool, policy_of, serve_tools
 
 _SCHEMA = {
     "type": "object",
@@ -168,3 +168,28 @@ def test_approval_is_asked_for_as_the_server_or_the_rule_of_the_tool_says() -> N
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_served", "words"),
+    [
+        ("f_read", True, ""),
+        ("read", False, "[servers.files.tools] prefix: names of its tools begin with 'f_'"),
+        ("f_list", False, "[servers.files.tools] renames 'list' to 'f_names'"),
+        ("f_names", True, "each call waits until somebody approves it"),
+        ("f_raw_read", False, "[servers.files.tools] block has 'raw_*'"),
+        ("f_write", False, "[servers.files.tools] allow has nothing that matches 'write'"),
+    ],
+)
+def test_a_policy_tells_without_its_server_who_may_call_what(name: str, is_served: bool, words: str) -> None:
+    policy = ToolPolicy(
+        allow=("*read", "list"),
+        block=("raw_*",),
+        prefix="f_",
+        rules={"list": ToolRule(rename="names", approval="required")},
+    )
+    definition = ServerDefinition(name="files", transport="stdio", command="files", tools=policy)
+    assert policy_of(definition, name) == (is_served, words)
+    if is_served or name != "f_write":
+        own = {"f_read": "read", "f_names": "list", "f_raw_read": "raw_read"}.get(name)
+        assert own is None or (name in serve_tools(definition, [tool(own)])) is is_served

@@ -7,6 +7,7 @@ bounded. The layer therefore turns each fault into an HTTP answer that carries a
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -46,13 +47,18 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
     `on_end` is told, with the reason, that the session cannot go on: no connection can be made, or the server
     has forgotten it. `max_message_size` is in bytes. `fail` is given for HTTP with SSE alone, where the
     answer to a POST is not the answer to its message: POSTs are then sent side by side, and `fail` gets each
-    that was not taken.
+    that was not taken. `tls` says whose certificates are believed; None is the usual ones.
     """
 
     def __init__(
-        self, max_message_size: int, on_end: Callable[[str], None], fail: Fail | None = None
+        self,
+        max_message_size: int,
+        on_end: Callable[[str], None],
+        fail: Fail | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._inner = httpx2.AsyncHTTPTransport(limits=_LIMITS)
+        self._inner = httpx2.AsyncHTTPTransport(verify=True if tls is None else tls, limits=_LIMITS)
         self._max_message_size = max_message_size
         self._on_end = on_end
         self._fail = fail

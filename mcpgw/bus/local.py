@@ -61,7 +61,7 @@ class LocalBus(Bus):
         """See `Bus.publish`."""
         event_type = EVENT_TYPES[type_name]
         name = channel or event_type.channel
-        if channel_base(name) != event_type.channel:
+        if channel_base(name) not in event_type.channels:
             raise ValueError(f"{type_name} belongs to the channel {event_type.channel!r}, not {name[:64]!r}")
         size = 0 if masked is None else checked_data(masked)[1]
         try:

@@ -242,9 +242,13 @@ class CatalogService:
         server_name: str = "",
         values: Mapping[str, Given],
         settings: Mapping[str, Any] | None = None,
+        permit: Callable[[str], None],
         actor: Actor,
     ) -> str:
-        """Add an entry as a server, and answer its name; see `prepare` for the rest and what it raises."""
+        """Add an entry as a server, and answer its name; see `prepare` for the rest and what it raises.
+
+        `permit` is asked whether a server may have that name, and raises where it may not.
+        """
         name, table = await self.prepare(
             catalog_id,
             entry_name,
@@ -253,6 +257,7 @@ class CatalogService:
             values=values,
             settings=settings,
         )
+        permit(name)
         await administration.add(name, table, actor)
         return name
 

@@ -12,9 +12,11 @@ from mcpgw.cli.catalog import catalog
 from mcpgw.cli.configuration import check, init
 from mcpgw.cli.connect import connect
 from mcpgw.cli.exit_codes import ExitCode
+from mcpgw.cli.identities import IDENTITY_COMMANDS
 from mcpgw.cli.keys import keys
 from mcpgw.cli.listings import events, tools
 from mcpgw.cli.output import ends_with
+from mcpgw.cli.room import room
 from mcpgw.cli.running_config import config
 from mcpgw.cli.serve import serve
 from mcpgw.cli.servers import servers
@@ -60,9 +62,11 @@ def show_help(context: click.Context, names: tuple[str, ...]) -> None:
 
 
 _COMMANDS = (
-    *(serve, check, init, token, user, keys, can),
+    *(serve, check, init, token, user, keys, room, can),
     *(servers, catalog, config, tools, events, call, approvals),
     *(connect, stdio, show_help),
 )
 for _command in _COMMANDS:
     main.add_command(_command)
+for _command in IDENTITY_COMMANDS:
+    user.add_command(_command)

@@ -29,7 +29,11 @@ def ask(
     """
     from mcpgw.client import ask as ask_rest  # noqa: PLC0415 - after --help
 
-    return asyncio.run(ask_rest(connection.url, connection.token, method, path, body=body, timeout=seconds))
+    return asyncio.run(
+        ask_rest(
+            connection.url, connection.token, method, path, body=body, timeout=seconds, tls=connection.tls
+        )
+    )
 
 
 def member(answer: Mapping[str, Any], name: str, kind: type, connection: Connection) -> Any:

@@ -87,7 +87,9 @@ async def _call(
 ) -> "ToolAnswer":
     from mcpgw.client import Gateway  # noqa: PLC0415 - after --help
 
-    async with Gateway(connection.url, connection.token, give_up_after=_PATIENCE_SECONDS) as gateway:
+    async with Gateway(
+        connection.url, connection.token, give_up_after=_PATIENCE_SECONDS, tls=connection.tls
+    ) as gateway:
         with display:
             return await gateway.call(
                 server,

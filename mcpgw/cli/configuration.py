@@ -16,6 +16,7 @@ from mcpgw.cli.settings_options import configuration_options
 if TYPE_CHECKING:
     from mcpgw.config import Config
     from mcpgw.server_definitions import ServerDefinition
+    from mcpgw.tls import Certificate
 
 _LONGEST_VALUE = 80
 
@@ -30,10 +31,12 @@ def check(config: "Config") -> None:
     from mcpgw.access.configured import SigningKeyMissingError, configured_tokens  # noqa: PLC0415 - after --help
     from mcpgw.access.service import role_faults  # noqa: PLC0415
     from mcpgw.errors import ConfigError  # noqa: PLC0415
+    from mcpgw.tls import load_certificate  # noqa: PLC0415
 
     with faults_reported():
         if faults := role_faults(config.roles):
             raise ConfigError(faults)
+        certificate = load_certificate(config.server) if config.server.tls_certificate else None
         try:
             configured_tokens(config, create_key=False)
         except SigningKeyMissingError:
@@ -55,6 +58,8 @@ def check(config: "Config") -> None:
         place = "" if source == "default" else f"  ({one_line(source)})"
         click.echo(f"{setting.key} = {shown}{unit}{place}")
     click.echo(f"\nKey of tokens: {key}")
+    if certificate is not None:
+        click.echo(one_line(f"Certificate: {certificate}"))
     click.echo("Servers:")
     if config.memory.enabled:
         click.echo("  memory: embedded")
@@ -65,8 +70,13 @@ def check(config: "Config") -> None:
     if not config.memory.enabled and not config.servers:
         click.echo("  none")
     missing = [note for definition in config.servers.values() for note in _missing(definition)]
-    for note in (*config.notes, *missing):
+    for note in (*config.notes, *missing, *_ending(certificate)):
         tell(f"note: {note}")
+
+
+def _ending(certificate: "Certificate | None") -> Iterator[str]:
+    if certificate is not None and (warning := certificate.warning()):
+        yield f"the certificate {warning}"
 
 
 def _target(definition: "ServerDefinition") -> str:

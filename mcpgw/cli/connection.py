@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from ipaddress import ip_address
 from pathlib import Path
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,10 +29,11 @@ _PROBE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Connection:
-    """A gateway's URL, and the token to show there."""
+    """A gateway's URL, the token to show there, and whose certificates are believed (None: the system's)."""
 
     url: str
     token: str = field(repr=False)
+    tls: SSLContext | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ConnectionOptions:
     url: str | None
     data_dir: Path | None
     config_file: Path | None
+    ca_file: Path | None = None
 
     def find(self, *scopes: str, token: str | None = None) -> Connection:
         """The gateway that runs here or was named, with `token`, MCPGW_TOKEN or a short token of `scopes`.
@@ -55,10 +58,15 @@ class ConnectionOptions:
             NotReachable: there is no key, and no gateway either.
         """
         token = token or os.environ.get("MCPGW_TOKEN") or None
-        address = self.address()
+        address, certificate = self._locate()
+        if self.ca_file is not None and not address.is_encrypted:
+            raise UsageFault(
+                f"--ca-file is for https, and the gateway {address.base} would be sent the token in clear"
+            )
+        tls = self._trusted(certificate)
         if token is not None:
-            return _checked(Connection(address.base, token))
-        return Connection(address.base, _mint(self._config(), address, scopes))
+            return _checked(Connection(address.base, token, tls))
+        return Connection(address.base, _mint(self._config(), address, scopes), tls)
 
     def address(self) -> "GatewayAddress":
         """The gateway that runs here or was named.
@@ -66,15 +74,30 @@ class ConnectionOptions:
         Raises:
             ConfigError, UsageFault, NoGatewayFault: see `find`.
         """
+        return self._locate()[0]
+
+    def _locate(self) -> tuple["GatewayAddress", str]:
+        """The gateway, and the file of its certificate where it runs here and has one."""
         from mcpgw.client import GatewayAddress  # noqa: PLC0415 - after --help
 
         if self.url is None:
             # Whoever names a folder means the gateway there, and none that happens to have the usual port.
-            return GatewayAddress.parse(_running_url(self._config(), on_folder=self.data_dir is not None))
+            url, certificate = _running_url(self._config(), on_folder=self.data_dir is not None)
+            return GatewayAddress.parse(url), certificate
         try:
-            return GatewayAddress.parse(self.url)
+            return GatewayAddress.parse(self.url), ""
         except ValueError as error:
             raise UsageFault(str(error)) from None
+
+    def _trusted(self, certificate: str) -> SSLContext | None:
+        if self.ca_file is None and not certificate:
+            return None
+        from mcpgw.client import trusting, trusting_only  # noqa: PLC0415 - after --help
+
+        try:
+            return trusting_only(certificate) if self.ca_file is None else trusting(self.ca_file)
+        except ValueError as error:
+            raise UsageFault(f"the certificate cannot be used: {error}") from None
 
     def words(self) -> list[str]:
         """The options that name the same gateway from any folder, and without this environment.
@@ -82,9 +105,10 @@ class ConnectionOptions:
         Raises:
             ConfigError, UsageFault: see `find`.
         """
+        words = [] if self.ca_file is None else ["--ca-file", str(self.ca_file.absolute())]
         if self.url is not None:
-            return ["--url", self.address().base]
-        config, words = self._config(), []
+            return ["--url", self.address().base, *words]
+        config = self._config()
         if config.file is not None:
             words += ["--config", str(config.file.absolute())]
         folder = config.data.dir.absolute()
@@ -111,14 +135,26 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_connection(
-        *, url: str | None, data_dir: Path | None, config_file: Path | None, **given: Any
+        *,
+        url: str | None,
+        data_dir: Path | None,
+        config_file: Path | None,
+        ca_file: Path | None,
+        **given: Any,
     ) -> None:
         context = click.get_current_context()
         if data_dir is not None and context.get_parameter_source("url") is ParameterSource.ENVIRONMENT:
             url = None  # what is said on the command line goes over what the environment has
-        command(connection=ConnectionOptions(url or None, data_dir, config_file), **given)
+        command(connection=ConnectionOptions(url or None, data_dir, config_file, ca_file), **given)
 
     decorated = config_option(data_dir_option(with_connection))
+    decorated = click.option(
+        "--ca-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="PEM file of the authorities that are believed for https; the system's where it is left out "
+        "(SSL_CERT_FILE names others).",
+    )(decorated)
     return click.option(
         "--url",
         envvar="MCPGW_URL",
@@ -145,8 +181,10 @@ def _checked(connection: Connection) -> Connection:
     return connection
 
 
-def _running_url(config: "Config", *, on_folder: bool) -> str:
+def _running_url(config: "Config", *, on_folder: bool) -> tuple[str, str]:
     """The gateway that has left its note in the data folder, else the one that the configuration means.
+
+    And the file of its certificate; empty without TLS.
 
     With `on_folder` only the first will do.
     """
@@ -154,7 +192,7 @@ def _running_url(config: "Config", *, on_folder: bool) -> str:
 
     running = find_running(config.data.dir)
     if running is not None:
-        return running.url
+        return running.url, running.certificate
     host, port = config.server.host, config.server.port
     if on_folder or port == 0:
         folder = config.data.dir
@@ -162,7 +200,8 @@ def _running_url(config: "Config", *, on_folder: bool) -> str:
         raise NoGatewayFault(f"no gateway runs on {folder}: start one with {start}")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to connect
     shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}"
+    certificate = config.server.tls_certificate
+    return f"{'https' if certificate else 'http'}://{shown}:{port}", certificate
 
 
 def _mint(config: "Config", address: "GatewayAddress", scopes: tuple[str, ...]) -> str:

@@ -59,7 +59,7 @@ def events(connection: ConnectionOptions, count: int | None, as_json: bool) -> N
 async def _list_tools(connection: Connection, server: str | None) -> list[dict[str, Any]]:
     from mcpgw.client import Gateway  # noqa: PLC0415 - after --help
 
-    async with Gateway(connection.url, connection.token) as gateway:
+    async with Gateway(connection.url, connection.token, tls=connection.tls) as gateway:
         return await gateway.list_tools(server)
 
 
@@ -67,7 +67,7 @@ async def _follow(connection: Connection, count: int | None, *, as_json: bool) -
     from mcpgw.client import events as follow  # noqa: PLC0415 - after --help
 
     seen = 0
-    async with aclosing(follow(connection.url, connection.token)) as stream:
+    async with aclosing(follow(connection.url, connection.token, tls=connection.tls)) as stream:
         async for event in stream:
             if as_json:
                 say_json(event.data)

@@ -12,6 +12,7 @@ from mcpgw import __version__
 from mcpgw.cli.output import faults_reported, one_line, tell
 from mcpgw.cli.program import program
 from mcpgw.cli.settings_options import configuration_options
+from mcpgw.cli.users import link_path
 
 if TYPE_CHECKING:
     from mcpgw.config import Config
@@ -65,7 +66,7 @@ def _first_login(url: str, services: "Services") -> list[str]:
     secret = services.access.first_link
     if secret is None:
         return []
-    return [f"Log in as the first admin (one use, within a day):  {url}/api/v1/auth/login#{secret}"]
+    return [f"Log in as the first admin (one use, within a day):  {url}{link_path(services.config, secret)}"]
 
 
 def _say_stopping(services: "Services") -> None:

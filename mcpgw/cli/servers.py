@@ -48,7 +48,7 @@ def list_all(connection: ConnectionOptions, as_json: bool) -> None:
 
     with faults_reported(as_json=as_json):
         found = connection.find("servers:read")
-        listed = asyncio.run(list_servers(found.url, found.token))
+        listed = asyncio.run(list_servers(found.url, found.token, tls=found.tls))
     if as_json:
         say_json({"servers": listed})
         return
@@ -253,13 +253,14 @@ async def _follow(connection: Connection, server: str, *, as_json: bool) -> None
     from mcpgw.client import ask as ask_rest  # noqa: PLC0415 - after --help
     from mcpgw.client import events as events_of  # noqa: PLC0415
 
-    async with aclosing(events_of(connection.url, connection.token, channels=("servers",))) as stream:
+    followed = events_of(connection.url, connection.token, channels=("servers",), tls=connection.tls)
+    async with aclosing(followed) as stream:
         async for event in stream:
             data = event.data.get("data")
             if event.type == "connected":
                 # Asked for now, so that no line is lost between the two.
                 path = route("servers", server, "logs")
-                before = await ask_rest(connection.url, connection.token, "GET", path)
+                before = await ask_rest(connection.url, connection.token, "GET", path, tls=connection.tls)
                 for line in member(before, "lines", list, connection):
                     _say_line(line, as_json=as_json)
             elif event.type == "server.log" and isinstance(data, dict) and data.get("serverId") == server:

@@ -7,6 +7,7 @@ gateway is sent again; one that may have is not.
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -115,6 +116,7 @@ class Bridge:
         self._write: Any = None
         self._link = 0
         self._url = ""
+        self._tls: ssl.SSLContext | None = None
         self._ready = asyncio.Event()
         self._relink = asyncio.Event()
         self._made = 0
@@ -314,7 +316,8 @@ class Bridge:
         while True:
             self._relink.clear()
             try:
-                self._url = self._find().url
+                found = self._find()
+                self._url, self._tls = found.url, found.tls
             except _FAULTS as fault:
                 tell(str(fault))
                 await asyncio.sleep(_PAUSES[-1])
@@ -335,7 +338,7 @@ class Bridge:
 
     @asynccontextmanager
     async def _linked(self) -> AsyncIterator[tuple[Any, Any]]:
-        transport = HttpBackendTransport(_LARGEST_MESSAGE, lambda _reason: None)
+        transport = HttpBackendTransport(_LARGEST_MESSAGE, lambda _reason: None, tls=self._tls)
         timeout = httpx2.Timeout(_CONNECT_SECONDS, read=_LONGEST_CALL_SECONDS)
         credentials = _Credentials(self._find)
         async with (

@@ -208,11 +208,22 @@ def on_accounts(config: "Config", work: Callable[["Accounts", "By"], Awaitable[T
 
 def link_url(config: "Config", secret: str) -> str:
     """The page of the gateway with the secret of a link, behind the sign that browsers send nobody."""
+    return f"{gateway_url(config)}{link_path(config, secret)}"
+
+
+def link_path(config: "Config", secret: str) -> str:
+    """The path of that page; without passwords it would by itself lead on to an identity provider."""
+    return f"/api/v1/auth/login{'' if config.auth.passwords else '?link'}#{secret}"
+
+
+def gateway_url(config: "Config") -> str:
+    """Where the gateway of a configuration answers on this machine."""
     from mcpgw.running import find_running  # noqa: PLC0415
 
     running = find_running(config.data.dir)
-    base = running.url if running is not None else f"http://127.0.0.1:{config.server.port}"
-    return f"{base}/api/v1/auth/login#{secret}"
+    if running is not None:
+        return running.url
+    return f"{'https' if config.server.tls_certificate else 'http'}://127.0.0.1:{config.server.port}"
 
 
 def _switch(name: str, data_dir: Path | None, config_file: Path | None, *, disabled: bool) -> None:

@@ -3,9 +3,11 @@
 from mcpgw.store.catalogs import CatalogChanges, StoredCatalog, StoredEntry
 from mcpgw.store.changes import AccessChange, By
 from mcpgw.store.failures import StoreError
+from mcpgw.store.identities import StoredIdentity
 from mcpgw.store.keys import StoredKey
 from mcpgw.store.logins import Rotation, StoredLogin
 from mcpgw.store.overrides import StoredSetting
+from mcpgw.store.rooms import OpenRoom, StoredGuest, StoredRoom
 from mcpgw.store.servers import StoredServer
 from mcpgw.store.store import Store
 from mcpgw.store.users import StoredUser
@@ -14,13 +16,17 @@ __all__ = [
     "AccessChange",
     "By",
     "CatalogChanges",
+    "OpenRoom",
     "Rotation",
     "Store",
     "StoreError",
     "StoredCatalog",
     "StoredEntry",
+    "StoredGuest",
+    "StoredIdentity",
     "StoredKey",
     "StoredLogin",
+    "StoredRoom",
     "StoredServer",
     "StoredSetting",
     "StoredUser",

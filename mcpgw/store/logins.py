@@ -1,7 +1,10 @@
 """Logins, each a family of refresh tokens of which one alone is good.
 
 A token is used once, for the next one. One that comes a second time is in two hands, and nobody can tell
-which of them is the thief's: the login ends (RFC 9700 section 4.14.2).
+which of them is the thief's: the login ends (RFC 9700 section 4.14.2). The tabs of a browser have one token
+for all, though, and may use it in the same moment: for a short while, and from the same network, it may be
+shown again, for the very same next one. So there is never more than one that is good, and a thief who was in
+time is found out as soon as both use what they have.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from mcpgw.store.tables import LOGINS, REFRESH_TOKENS, USERS
 MOST_OF_A_USER: Final = 50
 """Logins of one user that hold at once; a new one ends the one that was not used for longest."""
 
-_KEPT_MS = 86_400_000
+_KEPT_MS = 2 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class LoginTable:
             live = select(LOGINS.c.id).where(*_live(LOGINS.c.user_name == login.user))
             older = connection.execute(live.order_by(LOGINS.c.used_at.desc()).offset(MOST_OF_A_USER - 1))
             for row in older.all():
-                _revoke(connection, "displaced", by, LOGINS.c.id == row.id)
+                _revoke(connection, "displaced", By(by.user, is_told=False), LOGINS.c.id == row.id)
             connection.execute(
                 insert(LOGINS).values(
                     id=login.id,
@@ -76,8 +79,14 @@ class LoginTable:
 
         return await self._run(write)
 
-    async def rotate(self, token_hash: str, next_hash: str, *, by: By) -> Rotation:
-        """Use a token up for the next one; one that was used before ends its login."""
+    async def rotate(
+        self, token_hash: str, next_hash: str, *, by: By, used_from: str = "", grace: float = 0.0
+    ) -> Rotation:
+        """Use a token up for the next one; one that was used before ends its login.
+
+        Unless it was used in the last `grace` seconds, by the same network `used_from`, for the same next
+        one, which nobody has used yet.
+        """
 
         def write(connection: Connection) -> Rotation:
             token = connection.execute(
@@ -88,19 +97,23 @@ class LoginTable:
             login = _login(connection.execute(select(LOGINS).where(LOGINS.c.id == token.login_id)).one())
             if login.revoked_at or login.expires_at <= now() or not _may_log_in(connection, login.user):
                 return Rotation("ended", login)
-            if token.used_at:
-                _revoke(connection, "reused", by, LOGINS.c.id == login.id)
-                return Rotation("reused", login)
-            used = update(REFRESH_TOKENS).where(
-                REFRESH_TOKENS.c.hash == token_hash, REFRESH_TOKENS.c.used_at == 0
-            )
-            if connection.execute(used.values(used_at=now())).rowcount == 0:
-                # Another writer was first, on a database that lets two read before one of them writes.
-                _revoke(connection, "reused", by, LOGINS.c.id == login.id)
-                return Rotation("reused", login)
-            _add_token(connection, next_hash, login.id)
-            connection.execute(update(LOGINS).where(LOGINS.c.id == login.id).values(used_at=now()))
-            return Rotation("renewed", login)
+            mine = REFRESH_TOKENS.c.hash == token_hash
+            used = update(REFRESH_TOKENS).where(mine, REFRESH_TOKENS.c.used_at == 0)
+            if connection.execute(used.values(used_at=now(), used_from=used_from)).rowcount:
+                _add_token(connection, next_hash, login.id)
+                connection.execute(update(LOGINS).where(LOGINS.c.id == login.id).values(used_at=now()))
+                return Rotation("renewed", login)
+            # Read again: another writer may have been first, where two may read before one of them writes.
+            token = connection.execute(select(REFRESH_TOKENS).where(mine)).one()
+            unused = REFRESH_TOKENS.c.hash == next_hash, REFRESH_TOKENS.c.used_at == 0
+            if (
+                used_from == token.used_from
+                and 0 <= now() - token.used_at < grace * 1000
+                and connection.execute(select(REFRESH_TOKENS.c.hash).where(*unused)).first() is not None
+            ):
+                return Rotation("renewed", login)
+            _revoke(connection, "reused", by, LOGINS.c.id == login.id)
+            return Rotation("reused", login)
 
         return await self._run(write)
 
@@ -115,12 +128,17 @@ class LoginTable:
 
         return await self._run(read, reads=True)
 
+    async def remotes_of(self, user: str) -> frozenset[str]:
+        """The addresses from which a user has logged in, as far as the logins are remembered."""
+        query = select(LOGINS.c.remote).distinct().where(LOGINS.c.user_name == user)
+        return await self._run(lambda c: frozenset(c.execute(query).scalars()), reads=True)
+
     async def revoke(self, login_id: str, reason: str, *, by: By) -> bool:
         """End one; whether it held until now."""
         return await self._run(lambda c: _revoke(c, reason, by, LOGINS.c.id == login_id) > 0)
 
     async def prune(self) -> None:
-        """Forget what has held no more for a day."""
+        """Forget what has held no more for two days: no access token of a login lives as long as that."""
         old = now() - _KEPT_MS
         over = or_(LOGINS.c.expires_at < old, (LOGINS.c.revoked_at > 0) & (LOGINS.c.revoked_at < old))
 
@@ -163,7 +181,7 @@ def _may_log_in(connection: Connection, user: str) -> bool:
 
 
 def _add_token(connection: Connection, token_hash: str, login_id: str) -> None:
-    row = {"hash": token_hash, "login_id": login_id, "created_at": now(), "used_at": 0}
+    row = {"hash": token_hash, "login_id": login_id, "created_at": now(), "used_at": 0, "used_from": ""}
     connection.execute(insert(REFRESH_TOKENS).values(**row))
 
 

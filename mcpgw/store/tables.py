@@ -17,9 +17,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
-LATEST: Final = "0005"
+LATEST: Final = "0007"
 """The newest revision in ``migrations/versions``."""
 
 METADATA: Final = MetaData(
@@ -147,7 +148,21 @@ REFRESH_TOKENS: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     # Zero until it is used: a used one that comes again was stolen, or its thief came first.
     Column("used_at", BigInteger, nullable=False),
+    # The network that used it; empty before.
+    Column("used_from", String(64), nullable=False),
     Index(None, "login_id"),
+)
+
+IDENTITIES: Final = Table(
+    "identities",
+    METADATA,
+    # Whom an issuer of others' tokens knows by a `sub`, and which user that is here.
+    Column("issuer", String(512), primary_key=True),
+    Column("subject", String(256), primary_key=True),
+    Column("user_name", String(128), ForeignKey("users.name", ondelete="CASCADE"), nullable=False),
+    Column("linked_by", Text, nullable=False),
+    Column("linked_at", BigInteger, nullable=False),
+    Index(None, "user_name"),
 )
 
 API_KEYS: Final = Table(
@@ -167,4 +182,42 @@ API_KEYS: Final = Table(
     Column("revoked_at", BigInteger, nullable=False),
     Column("used_at", BigInteger, nullable=False),
     Index(None, "user_name"),
+)
+
+ROOMS: Final = Table(
+    "rooms",
+    METADATA,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(64), nullable=False),
+    # Empty where the room is administered by admins and commands alone.
+    Column("host", String(256), nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("quota_calls", Integer, nullable=False),
+    Column("quota_ms", BigInteger, nullable=False),
+    Column("max_guests", Integer, nullable=False),
+    # A keyed hash of the code, which is short enough to be tried out by whoever has the database.
+    Column("code_hash", String(64), nullable=False),
+    Column("frozen", Boolean(create_constraint=False), nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger, nullable=False),
+    # Zero as long as it is open; so there is one open room of a name.
+    Column("ended_at", BigInteger, nullable=False),
+    UniqueConstraint("name", "ended_at"),
+)
+
+GUESTS: Final = Table(
+    "guests",
+    METADATA,
+    Column("id", String(16), primary_key=True),
+    Column("room_id", String(16), ForeignKey("rooms.id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(64), nullable=False),
+    # What makes two names too much alike for one room.
+    Column("folded", String(256), nullable=False),
+    Column("remote", Text, nullable=False),
+    Column("joined_at", BigInteger, nullable=False),
+    Column("muted", Boolean(create_constraint=False), nullable=False),
+    # Zero until the host removes the guest; the name stays taken.
+    Column("removed_at", BigInteger, nullable=False),
+    UniqueConstraint("room_id", "folded"),
 )

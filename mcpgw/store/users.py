@@ -42,29 +42,7 @@ class UserTable:
 
     async def add(self, name: str, *, role: str, password_hash: str = "", by: By) -> bool:
         """Add one; false where the name is taken."""
-        moment = now()
-
-        def write(connection: Connection) -> bool:
-            if _get(connection, name) is not None:
-                return False
-            connection.execute(
-                insert(USERS).values(
-                    name=name,
-                    password_hash=password_hash,
-                    role=role,
-                    disabled=False,
-                    link_hash="",
-                    link_expires_at=0,
-                    created_by=by.user,
-                    created_at=moment,
-                    updated_by=by.user,
-                    updated_at=moment,
-                )
-            )
-            note_change(connection, by, "users.add", name)
-            return True
-
-        return await self._run(write)
+        return await self._run(lambda c: add_user(c, name, role=role, password_hash=password_hash, by=by))
 
     async def set_password(self, name: str, password_hash: str, *, by: By) -> bool:
         """Set the password, which ends every login and link; whether there is such a user."""
@@ -129,6 +107,29 @@ class UserTable:
             return True
 
         return await self._run(write)
+
+
+def add_user(connection: Connection, name: str, *, role: str, password_hash: str = "", by: By) -> bool:
+    """Add a user in the transaction of `connection`; false where the name is taken."""
+    if _get(connection, name) is not None:
+        return False
+    moment = now()
+    connection.execute(
+        insert(USERS).values(
+            name=name,
+            password_hash=password_hash,
+            role=role,
+            disabled=False,
+            link_hash="",
+            link_expires_at=0,
+            created_by=by.user,
+            created_at=moment,
+            updated_by=by.user,
+            updated_at=moment,
+        )
+    )
+    note_change(connection, by, "users.add", name)
+    return True
 
 
 def _get(connection: Connection, name: str) -> StoredUser | None:

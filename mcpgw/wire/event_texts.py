@@ -45,8 +45,9 @@ CHANNEL_TEXTS: Final[Mapping[str, ChannelText]] = {
     ),
     "room:": ChannelText(
         "room:NAME",
-        "Who is in a room, and what they say there.",
-        "its members: `rooms:join` or `rooms:join:NAME`",
+        "Who is in a room, and what they say there. In a [room of guests](workshops.md) also what they call: "
+        "`call.started`, `.progress`, `.finished`, `.failed`, `.cancelled`, without arguments and results.",
+        "its members: `rooms:join` or `rooms:join:NAME`; a room of guests they, its host and admins alone",
     ),
 }
 """Every channel by its base; the rules themselves are in `mcpgw.subscriptions`."""
@@ -55,7 +56,10 @@ CHANNEL_TEXTS: Final[Mapping[str, ChannelText]] = {
 def event_schema(event_type: EventType) -> dict[str, Any]:
     """The JSON Schema of one type of event, as the frame that a client reads."""
     base = event_type.channel
+    channel: dict[str, Any]
     channel = {"type": "string", "pattern": f"^{base}"} if base.endswith(":") else {"const": base}
+    if event_type.in_rooms:
+        channel = {"anyOf": [channel, {"type": "string", "pattern": "^room:"}]}
     return {
         "description": event_type.help,
         "type": "object",

@@ -14,6 +14,7 @@ from mcpgw.wire import strict_json
 
 _POSITION = re.compile(r"([0-9a-f]{16})-([0-9]{1,15})")
 _NAMED_CHANNEL = re.compile(r"(user|room):(.{1,256})", re.DOTALL)
+_ROOM: Final = "room:"
 _ROOM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 CHANNELS: Final = ("servers", "gateway", "catalogs", "config", "system", "calls")
 """The channels that are there always; beside them ``user:ID`` and ``room:NAME``."""
@@ -45,7 +46,8 @@ class EventType:
 
     `data` are the members of its data with a JSON Schema each; those in `optional` may be missing. `key`
     names the member whose newest event alone counts; empty for a stream. `admin_only` hides it from others;
-    one that is `for_approvers` is seen whole by those who may approve calls.
+    one that is `for_approvers` is seen whole by those who may approve calls. One that is `in_rooms` is told
+    in a room too, where it is a guest's.
     """
 
     name: str
@@ -56,6 +58,12 @@ class EventType:
     key: str = ""
     admin_only: bool = False
     for_approvers: bool = False
+    in_rooms: bool = False
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The kinds of channels where it may be."""
+        return (self.channel, _ROOM) if self.in_rooms else (self.channel,)
 
     @property
     def kind(self) -> Literal["state", "stream"]:
@@ -96,7 +104,7 @@ def _server(name: str, help_text: str, *, state: bool = True, **data: Mapping[st
 
 def _call(name: str, help_text: str, optional: tuple[str, ...] = (), **data: Mapping[str, Any]) -> EventType:
     common = {"callId": _TEXT, "user": _TEXT, "serverId": _TEXT, "toolName": _TEXT}
-    return EventType(f"call.{name}", "calls", help_text, common | data, frozenset(optional))
+    return EventType(f"call.{name}", "calls", help_text, common | data, frozenset(optional), in_rooms=True)
 
 
 def _approval(
@@ -255,6 +263,17 @@ _TABLE: Final = (
         "What a member of the room has published.",
         {"user": _TEXT, "clientId": _TEXT, "payload": _ANY},
     ),
+    *(
+        EventType(f"room.{name}", "room:", help_text, data)
+        for name, help_text, data in (
+            ("muted", "The host has muted a guest, who may read and nothing more.", {"user": _TEXT}),
+            ("unmuted", "A guest may call and publish again.", {"user": _TEXT}),
+            ("kicked", "The host has removed a guest.", {"user": _TEXT}),
+            ("frozen", "No guest of the room may call or publish.", {"room": _TEXT}),
+            ("thawed", "The guests may call and publish again.", {"room": _TEXT}),
+            ("ended", "The room has ended: by its `host`, or because its `time` is over.", {"reason": _TEXT}),
+        )
+    ),
 )
 
 EVENT_TYPES: Final[Mapping[str, EventType]] = {row.name: row for row in _TABLE}
@@ -307,6 +326,10 @@ class Event:
         if self._masked_text is None:
             self._masked_text = self._frame(self.masked, None)
         return self._masked_text
+
+    def text_with(self, data: Mapping[str, Any]) -> str:
+        """The event as a frame with other data, for those who are not to see all of it; made each time."""
+        return self._frame(data, None)
 
     def _frame(self, data: Mapping[str, Any], encoded: Mapping[str, str] | None) -> str:
         channel = f'"{self.channel}"' if self.channel in CHANNELS else strict_json.dumps(self.channel)

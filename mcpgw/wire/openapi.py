@@ -35,6 +35,7 @@ _TAGS: Final[Mapping[str, str]] = {
     "servers": "The backend servers and their lives.",
     "approvals": "Calls that wait until somebody approves them.",
     "auth": "Logging in and out.",
+    "rooms": "Rooms that are opened to guests, such as for a workshop.",
     "catalogs": "Lists of servers that others publish.",
     "gateway": "The gateway itself.",
     "config": "Its configuration.",
@@ -301,6 +302,11 @@ def _responses(operation: Operation, answer: Mapping[str, Any] | None) -> dict[s
     made = {f"{operation.status}": success}
     if operation.path == "/api/v1/openapi.json":
         made["304"] = {"description": "It is the same as before."}
+    if operation.name == "logOut":
+        content = {"application/json": {"schema": _schema("logout")}}
+        made["200"] = {"description": "One can log out at the identity provider too.", "content": content}
+    if operation.name == "getLoginPage":
+        made["302"] = {"description": "The way to an identity provider."}
     if operation.name == "getReadiness":
         made["503"] = {**success, "description": "The gateway is ending."}
     for status in _refusals(operation):

@@ -59,6 +59,8 @@ PATH_PARAMETERS: Final[Mapping[str, Parameter]] = {
         Parameter("entry", "The name of one of its entries.", _text(256), "path"),
         Parameter("user", "The name of a user.", _text(256), "path"),
         Parameter("key", "The id of an API key.", _text(64), "path"),
+        Parameter("room", "The name of a room for guests.", _text(64), "path"),
+        Parameter("guest", "The name of one of its guests, or the id.", _text(64), "path"),
         Parameter("approval", "The id of what is to be approved.", _text(64), "path"),
     )
 }
@@ -79,14 +81,17 @@ _IF_NONE_MATCH = Parameter(
     "If-None-Match", "The ETag of what is there already; 304 where it is the same.", _text(128), "header"
 )
 _CHANNELS = Parameter("channels", "Names of channels, parted by commas.", {"type": "string"})
+_ISSUER = Parameter("issuer", "The name of an identity provider of the configuration.", _text(32))
+_NEXT = Parameter("next", "The path of the gateway that is wanted behind the login.", _text(512))
 _SINCE = Parameter("lastEventId", "As the header Last-Event-ID.", {"type": "string"})
 
-_READ, _WRITE, _ADMIN, _CALL, _SPEAK = (
+_READ, _WRITE, _ADMIN, _CALL, _SPEAK, _HOST = (
     "servers:read",
     "servers:write",
     "admin",
     "tools:call",
     "events:publish",
+    "rooms:host",
 )
 _CHANGES_SERVER = "servers:write; what decides which program runs, or where requests go, wants admin."
 _STREAM = "text/event-stream"
@@ -100,6 +105,21 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "The page on which a person logs in",
         None,
         media="text/html",
+        errors=(404, 429, 503),
+        parameters=(_ISSUER, _NEXT),
+        help="Where an identity provider is named, or is the only way in, the browser is sent there.",
+    ),
+    Operation(
+        "get",
+        "/api/v1/auth/callback",
+        "finishLogin",
+        "auth",
+        "Where an identity provider sends the browser back to",
+        None,
+        status=303,
+        media="text/html",
+        errors=(401, 429, 503),
+        help="Sets the cookies of a login. What it takes in the address comes from the provider.",
     ),
     Operation(
         "post",
@@ -110,8 +130,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         None,
         "login",
         body="login",
-        errors=(401, 409, 429, 503),
-        help="The refresh token comes in a cookie, or with refresh: body in the body.",
+        errors=(401, 403, 409, 429, 503),
+        help="The refresh token comes in a cookie, or with refresh: body in the body. A page repeats the "
+        "cookie mcpgw_login_xsrf, which the page to log in has set, in the header X-XSRFToken.",
     ),
     Operation(
         "post",
@@ -123,8 +144,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "login",
         body="refresh",
         needs_body=False,
-        errors=(401, 409, 429, 503),
-        help="A refresh token is good once. One that comes again ends its login.",
+        errors=(401, 403, 409, 429, 503),
+        help="A refresh token is good once. One that comes again ends its login. With the cookie comes the "
+        "header X-XSRFToken, which repeats the cookie mcpgw_xsrf.",
     ),
     Operation(
         "post",
@@ -136,8 +158,20 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         status=204,
         body="refresh",
         needs_body=False,
-        errors=(429, 503),
-        help="That of the access token in Authorization, else that of the refresh token.",
+        errors=(403, 429, 503),
+        help="That of the access token in Authorization, else that of the refresh token; with its cookie "
+        "comes the header X-XSRFToken, as for a refresh. Where it came from an identity provider that has a "
+        "logout of its own, the answer is 200 and says where.",
+    ),
+    Operation(
+        "get",
+        "/api/v1/auth/logout",
+        "getLogoutPage",
+        "auth",
+        "The page behind a logout at an identity provider; it ends nothing",
+        None,
+        media="text/html",
+        errors=(429,),
     ),
     Operation(
         "get", "/api/v1/keys", "listKeys", "auth", "One's own API keys; for an admin all", "", "api_keys"
@@ -375,6 +409,82 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "get", "/api/v1/gateway/stats", "getStatistics", "gateway", "What goes on", _ADMIN, "statistics"
     ),
+    Operation(
+        "get", "/api/v1/rooms", "listRooms", "rooms", "One's own open rooms; for an admin all", _HOST, "rooms"
+    ),
+    Operation(
+        "post",
+        "/api/v1/rooms",
+        "openRoom",
+        "rooms",
+        "Open a room for guests; its code is shown this once",
+        _HOST,
+        "room_made",
+        status=201,
+        body="room",
+        errors=(503,),
+        help="No guest may do more than its host.",
+    ),
+    Operation(
+        "post",
+        "/api/v1/rooms/join",
+        "joinRoom",
+        "rooms",
+        "Join a room by its code, for a token that is good until it ends",
+        None,
+        "joined",
+        status=201,
+        body="join",
+        errors=(401, 409, 429, 503),
+    ),
+    Operation("get", "/api/v1/rooms/{room}", "getRoom", "rooms", "One room", _HOST, "room"),
+    Operation(
+        "delete",
+        "/api/v1/rooms/{room}",
+        "endRoom",
+        "rooms",
+        "End a room, with its code and its guests' tokens",
+        _HOST,
+        status=204,
+        errors=(503,),
+    ),
+    *(
+        Operation(
+            "post",
+            f"/api/v1/rooms/{{room}}/{action}",
+            f"{action}Room" if action != "code" else "renewRoomCode",
+            "rooms",
+            summary,
+            _HOST,
+            "room",
+            errors=(503,),
+        )
+        for action, summary in (
+            ("freeze", "Let no guest call or publish"),
+            ("thaw", "Let the guests call and publish again"),
+            ("code", "Make a new code; the one before is dead"),
+        )
+    ),
+    Operation(
+        "get", "/api/v1/rooms/{room}/guests", "listGuests", "rooms", "The guests of a room", _HOST, "guests"
+    ),
+    *(
+        Operation(
+            "post",
+            f"/api/v1/rooms/{{room}}/guests/{{guest}}/{action}",
+            f"{action}Guest",
+            "rooms",
+            summary,
+            _HOST,
+            status=204,
+            errors=(409, 503),
+        )
+        for action, summary in (
+            ("mute", "Let a guest read and nothing more"),
+            ("unmute", "Let a guest call and publish again"),
+            ("kick", "Remove a guest, whose name and token are good no more"),
+        )
+    ),
     Operation("get", "/api/v1/config", "getConfig", "config", "The configuration in force", _ADMIN, "config"),
     Operation(
         "patch",
@@ -471,6 +581,23 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "The sockets and streams as AsyncAPI 3.0",
         "",
         "document",
+    ),
+    *(
+        Operation(
+            "get",
+            f"/.well-known/oauth-protected-resource{path}",
+            name,
+            "auth",
+            summary,
+            None,
+            "protected_resource",
+            errors=(404,),
+        )
+        for path, name, summary in (
+            ("", "getResource", "Where clients of /mcp get tokens (RFC 9728)"),
+            ("/mcp", "getMcpResource", "The same"),
+            ("/mcp/{server}", "getServerResource", "Where clients of /mcp/SERVER get tokens"),
+        )
     ),
     Operation("get", "/healthz", "getHealth", "system", "Whether the process serves", None, "health"),
     Operation("head", "/healthz", "headHealth", "system", "The same without its body", None),

@@ -152,15 +152,17 @@ async def test_what_cannot_be_imported_leaves_nothing_but_an_event(tmp_path: Pat
 async def test_an_entry_is_installed_with_its_references_as_they_were_given(tmp_path: Path) -> None:
     async with service(tmp_path) as (catalogs, _, store):
         await catalogs.add(DOCKER, catalog_id="docker", by="ann")
-        servers = StoredServers(store)
+        servers, named = StoredServers(store), list[str]()
         name = await catalogs.install(
             servers,
             "docker",
             "elasticsearch",
             values={"elasticsearch.url": "https://es", "elasticsearch.api_key": "${env:ES_KEY}"},
             settings={"isolation": "user", "env": {"TZ": "UTC"}},
+            permit=named.append,
             actor=ANN,
         )
+        assert named == [name]
         stored = await store.servers.get(name)
         assert stored is not None
         assert (stored.name, stored.created_by) == ("elasticsearch", "ann")

@@ -57,3 +57,25 @@ def test_a_role_of_the_configuration_can_be_given(tmp_path: Path) -> None:
     file.write_text('[roles.support]\nscopes = ["servers:read"]\n')
     on = ("--data-dir", str(tmp_path / "data"), "--config", str(file))
     assert run("user", "add", "ann", "--role", "support", "--link", *on).returncode == 0
+
+
+def test_a_user_is_linked_with_whom_an_identity_provider_knows_and_with_nobody_twice(tmp_path: Path) -> None:
+    file = tmp_path / "mcpgw.toml"
+    file.write_text(
+        '[auth]\npasswords = false\n[auth.issuers.company]\nissuer = "https://login.example.org"\n'
+        'client_id = "mcpgw"\nlogin = true\n'
+    )
+    on = ("--data-dir", str(tmp_path / "data"), "--config", str(file))
+    added = run("user", "add", "ann", "--link", *on)
+    assert added.stdout.startswith("http://127.0.0.1:3000/api/v1/auth/login?link#mcpgw-link-"), added.stderr
+    run("user", "add", "bob", "--link", *on)
+    linked = run("user", "link", "ann", "company", "4711", *on)
+    assert (linked.returncode, "ann is '4711' of company" in linked.stderr) == (0, True)
+    assert run("user", "link", "ann", "company", "4711", *on).returncode == 0
+    other = run("user", "link", "bob", "company", "4711", *on)
+    assert (other.returncode, "that is 'ann' already" in other.stderr) == (2, True)
+    nowhere = run("user", "link", "bob", "compny", "4712", *on)
+    assert (nowhere.returncode, "did you mean 'company'" in nowhere.stderr) == (2, True)
+    assert run("user", "unlink", "https://login.example.org", "4711", *on).returncode == 0
+    nobody = run("user", "unlink", "company", "4711", *on)
+    assert (nobody.returncode, "is nobody here" in nobody.stderr) == (2, True)

@@ -42,7 +42,7 @@ def test_help_is_a_command_too() -> None:
 
 
 def test_the_page_has_every_command_with_every_option_of_its_own() -> None:
-    shared = {"--url", "--data-dir", "--config", "--help", "--json", "--servers"}
+    shared = {"--url", "--data-dir", "--config", "--ca-file", "--help", "--json", "--servers"}
     for path, command in commands(main, "mcpgw"):
         assert f"### {path}\n" in PAGE
         if path in ("mcpgw serve", "mcpgw check", "mcpgw config check"):

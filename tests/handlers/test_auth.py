@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import LiveGateway, StartGateway
 from tests.support.logins import BY, GOOD, add_user, audited, log_in, send
+from tests.support.pages import Browser
 from tests.support.raw_socket import RawSocket
 from tests.support.socket_client import SocketClient
 from tests.support.waiting import until
@@ -53,23 +54,24 @@ async def test_a_browser_has_its_refresh_token_in_a_cookie_that_no_script_and_no
 ) -> None:
     gateway = await start_gateway()
     await add_user(gateway)
-    own = {"Origin": gateway.url, "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
-    body = {"user": "ann", "password": GOOD}
-    answer = await send(gateway, "POST", LOGIN, body, headers=own)
+    browser = Browser(gateway)
+    await browser.open_login()
+    answer = await browser.log_in()
+    assert answer.status == 200
     assert "refreshToken" not in answer.json()
-    cookie = answer.headers["set-cookie"]
-    assert {"HttpOnly", "SameSite=Strict", "Path=/api/v1/auth"} <= set(cookie.split("; "))
+    cookie = browser.attributes["mcpgw_refresh"]
+    assert {"HttpOnly", "SameSite=Strict", "Path=/api/v1/auth"} <= cookie
     assert "Secure" not in cookie, "without TLS a browser would not send it back"
-    pair = cookie.partition(";")[0]
-    renewed = await send(gateway, "POST", REFRESH, headers={**own, "Cookie": pair})
+    before = browser.cookies["mcpgw_refresh"]
+    renewed = await browser.send("POST", REFRESH)
     assert renewed.status == 200
-    assert renewed.headers["set-cookie"].partition(";")[0] not in ("", pair)
-    asked = await send(gateway, "POST", LOGIN, {**body, "refresh": "body"}, headers=own)
+    assert browser.cookies["mcpgw_refresh"] not in ("", before)
+    asked = await browser.send("POST", LOGIN, {"user": "ann", "password": GOOD, "refresh": "body"})
     assert (asked.status, asked.json()["error"]["code"]) == (403, "permission_denied")
-    foreign = {"Cookie": pair, "Sec-Fetch-Site": "cross-site"}
-    assert (await send(gateway, "POST", REFRESH, headers=foreign)).status == 403
-    elsewhere = {"Cookie": pair, "Origin": "http://evil.example"}
-    assert (await send(gateway, "POST", REFRESH, headers=elsewhere)).status == 403
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    assert (await browser.send("POST", REFRESH, headers=foreign)).status == 403
+    elsewhere = {"Origin": "http://evil.example"}
+    assert (await browser.send("POST", REFRESH, headers=elsewhere)).status == 403
 
 
 @pytest.mark.gen_test
@@ -177,7 +179,6 @@ async def test_requests_from_one_address_have_a_rate(start_gateway: StartGateway
     gateway = await start_gateway(settings={"auth.burst": 3, "auth.rate": 0.01})
     statuses = [(await send(gateway, "POST", LOGOUT)).status for _ in range(5)]
     assert statuses == [204, 204, 204, 429, 429]
-    assert (await send(gateway, "GET", LOGIN)).status == 200
 
 
 @pytest.mark.gen_test
@@ -348,3 +349,50 @@ async def test_a_socket_is_told_before_its_token_ends_and_another_renews_it_in_p
     await client.leave()
     ends = await SocketClient.connect(gateway.socket_url, token=gateway.token(ttl=2))
     assert await ends.closed(4) == 3005
+
+
+@pytest.mark.gen_test
+async def test_a_socket_is_told_a_minute_before_its_token_ends_where_nothing_else_is_set(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway()
+    client = await SocketClient.connect(gateway.socket_url, token=gateway.token(ttl=61))
+    await client.receive()
+    told = await client.receive(3)
+    assert "expires soon" in told["data"]["message"]
+    assert 58_000 < told["data"]["expiresAt"] - told["timestamp"] <= 60_000
+    await client.leave()
+
+
+@pytest.mark.gen_test
+async def test_the_tabs_of_a_browser_may_refresh_in_the_same_moment_and_a_program_may_not(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway()
+    await add_user(gateway)
+    own = {"Origin": gateway.url, "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
+    visit = await send(gateway, "GET", LOGIN)
+    shown = _cookies(visit.set_cookies)
+    entry = {"user": "ann", "password": GOOD}
+    answer = await send(gateway, "POST", LOGIN, entry, headers={**own, **_with(shown, "mcpgw_login_xsrf")})
+    assert answer.status == 200, answer.body
+    jar = _cookies(answer.set_cookies)
+    page = {**own, **_with(jar, "mcpgw_xsrf")}
+    tabs = await asyncio.gather(*(send(gateway, "POST", REFRESH, headers=page) for _ in range(3)))
+    assert [tab.status for tab in tabs] == [200, 200, 200]
+    assert len({_cookies(tab.set_cookies)["mcpgw_refresh"] for tab in tabs}) == 1
+    body = {"refreshToken": jar["mcpgw_refresh"]}
+    assert (await send(gateway, "POST", REFRESH, body)).status == 401
+    assert (await send(gateway, "GET", "/api/v1/auth/me", token=tabs[0].json()["accessToken"])).status == 401
+
+
+def _cookies(lines: tuple[str, ...]) -> dict[str, str]:
+    pairs = (line.partition(";")[0].partition("=") for line in lines)
+    return {name: value for name, _, value in pairs}
+
+
+def _with(jar: dict[str, str], xsrf: str) -> dict[str, str]:
+    return {
+        "Cookie": "; ".join(f"{name}={value}" for name, value in jar.items()),
+        "X-XSRFToken": jar[xsrf],
+    }

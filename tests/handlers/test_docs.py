@@ -2,8 +2,8 @@
 
 import asyncio
 import json
+import os
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from tests.support.browser import chromium
 from tests.support.gateway_process import GatewayProcess
 from tests.support.raw_socket import fetch
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PARTS = {
     "/docs": "text/html",
     "/docs/": "text/html",
@@ -67,10 +67,10 @@ class Browser:
 @asynccontextmanager
 async def browsing(url: str, folder: Path) -> AsyncIterator[Browser]:
     """A browser that shows `url`."""
-    assert CHROMIUM is not None
+    program, variables = chromium()
     process = await asyncio.create_subprocess_exec(
-        CHROMIUM,
-        "--headless=new",
+        program,
+        "--headless",
         "--no-sandbox",
         "--disable-gpu",
         "--disable-background-networking",
@@ -80,6 +80,7 @@ async def browsing(url: str, folder: Path) -> AsyncIterator[Browser]:
         "about:blank",
         stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **variables},
     )
     try:
         assert process.stderr is not None
@@ -119,7 +120,6 @@ async def test_its_parts_are_there_for_everybody_and_refer_to_nothing_elsewhere(
     assert (await fetch(shared_gateway.url, "/docs/../setup.py")).status == 404
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.gen_test(timeout=60)
 async def test_a_tool_is_found_and_called_in_the_browser(
     shared_gateway: GatewayProcess, tmp_path: Path

@@ -342,3 +342,29 @@ async def test_a_browser_is_told_before_it_sends_credentials_what_a_listed_page_
     )
     assert refused.status == 403
     assert "access-control-allow-origin" not in refused.headers
+
+
+PUBLIC = ServerSettings(public_url="https://gw.example/behind")
+PUBLIC_PORT = ServerSettings(public_url="https://gw.example:8443")
+
+
+def test_the_public_address_is_the_gateways_own_name_and_origin_and_no_other_is() -> None:
+    for host in ("gw.example", "GW.example", "gw.example:443"):
+        assert host_is_allowed(host, PUBLIC)
+    for host in ("evil.gw.example", "gw.example.evil", "example"):
+        assert not host_is_allowed(host, PUBLIC)
+    # The proxy has told the gateway another host than the browser knows.
+    inner = "127.0.0.1:3000"
+    assert origin_is_allowed("https://gw.example", inner, PUBLIC)
+    assert origin_is_allowed("https://gw.example:8443", inner, PUBLIC_PORT)
+    for origin in (
+        "http://gw.example",
+        "https://gw.example:8443",
+        "https://gw.example.evil",
+        "https://",
+        "null",
+    ):
+        assert not origin_is_allowed(origin, inner, PUBLIC)
+    assert not origin_is_allowed("https://gw.example", inner, PUBLIC_PORT)
+    for origin in ("://", "", "https://"):
+        assert not origin_is_allowed(origin, inner, ServerSettings())

@@ -95,7 +95,7 @@ async def test_head_tells_the_length_and_sends_no_body(start_gateway: StartGatew
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Forwarded-Proto", "Forwarded", "X-Real-IP", "Via"])
 async def test_what_a_proxy_on_this_machine_passes_on_is_not_from_this_machine(
     start_gateway: StartGateway, tmp_path: Path, header: str
 ) -> None:

@@ -25,12 +25,13 @@ from mcpgw.wire.rest_operations import OPERATIONS
 from mcpgw.wire.validation import UnusableSchemaError
 from tests.conftest import LiveGateway, StartGateway
 from tests.support.gateway_process import GatewayProcess
+from tests.support.logins import GOOD, add_user
 from tests.support.raw_socket import RawAnswer, fetch
 
 SERVERS = Path(__file__).parent.parent / "servers"
 DOCUMENT = openapi_document()
-NOT_REST = {"/ws", "/ws/echo", "/api/v1/ws", "/mcp", "/mcp/*", "/docs", "/docs/*"}
-"""Other protocols, which have documents of their own, and a page for people."""
+NOT_REST = {"/ws", "/ws/echo", "/api/v1/ws", "/mcp", "/mcp/*", "/docs", "/docs/*", "/join", "/join/*"}
+"""Other protocols, which have documents of their own, and pages for people."""
 VERBS = ("get", "head", "post", "put", "patch", "delete")
 
 
@@ -402,6 +403,28 @@ async def test_what_is_answered_is_what_is_documented(start_gateway: StartGatewa
     await api.send("publishAlert", message, status=202)
     await api.send("publishMaintenance", {"message": "soon"}, status=202)
     await api.send("notifyUser", message, status=202, user="ann")
+    await add_user(gateway)
+    entry = {"user": "ann", "password": GOOD, "refresh": "body"}
+    granted = await api.send("logIn", entry)
+    granted = await api.send("refreshLogin", {"refreshToken": granted["refreshToken"]})
+    await api.send("refreshLogin", {"refreshToken": "none"}, status=401)
+    await api.send("logOut", {"refreshToken": granted["refreshToken"]}, status=204)
+    await api.send("getMe")
+    await api.send("makeTicket", {"purpose": "events"})
+    made = await api.send("makeKey", {"name": "x", "scopes": ["servers:read"], "ttl": 60}, status=201)
+    await api.send("listKeys")
+    await api.send("revokeKey", key=made["id"], status=204)
+    opened = await api.send("openRoom", {"name": "demo", "scopes": ["tools:call:a"]}, status=201)
+    await api.send("openRoom", {"name": "demo", "scopes": ["admin"]}, status=400)
+    await api.send("joinRoom", {"code": opened["code"], "name": "Ann"}, status=201)
+    await api.send("joinRoom", {"code": opened["code"], "name": "ann"}, status=409)
+    await api.send("joinRoom", {"code": "none", "name": "Bob"}, status=401)
+    for operation in ("listRooms", "getRoom", "freezeRoom", "thawRoom", "renewRoomCode", "listGuests"):
+        await api.send(operation, room="demo")
+    for operation in ("muteGuest", "unmuteGuest", "kickGuest"):
+        await api.send(operation, room="demo", guest="Ann", status=204)
+    await api.send("kickGuest", room="demo", guest="Ann", status=404)
+    await api.send("endRoom", room="demo", status=204)
     for operation in (
         "getOpenApi",
         "getAsyncApi",
@@ -409,6 +432,15 @@ async def test_what_is_answered_is_what_is_documented(start_gateway: StartGatewa
         "getReadiness",
     ):
         await api.send(operation)
-    endless_or_without_json = {"streamEvents", "streamProtectedEvents", "getMetrics"}
+    for operation in ("getResource", "getMcpResource", "getServerResource"):
+        await api.send(operation, server="a", status=404)  # no issuer is configured
+    endless_or_without_json = {
+        "streamEvents",
+        "streamProtectedEvents",
+        "getMetrics",
+        "getLoginPage",
+        "getLogoutPage",
+        "finishLogin",
+    }
     left = {operation.name for operation in OPERATIONS if operation.method != "head"} - api.done
     assert left == endless_or_without_json

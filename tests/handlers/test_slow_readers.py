@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mcpgw.client import trusting
 from mcpgw.wire.events import Position
 from tests.conftest import LiveGateway, StartGateway
+from tests.support.certificates import Authority
 from tests.support.gateway_process import GatewayProcess
 from tests.support.raw_socket import PONG, TEXT, RawSocket
 from tests.support.socket_client import tool_call
@@ -25,14 +28,15 @@ MEBIBYTE = 1024 * 1024
 SMALL_BUFFER = 4096
 
 
-async def connect(url: str) -> RawSocket:
+async def connect(url: str, tls: ssl.SSLContext | None = None) -> RawSocket:
     """A connection with a small receive buffer, so that who does not read is soon felt at the other end."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
     raw.setblocking(False)
     parts = urlsplit(url)
     await asyncio.get_running_loop().sock_connect(raw, (parts.hostname, parts.port))
-    return RawSocket(*await asyncio.open_connection(sock=raw, limit=2**24))
+    name = None if tls is None else parts.hostname
+    return RawSocket(*await asyncio.open_connection(sock=raw, limit=2**24, ssl=tls, server_hostname=name))
 
 
 def stop_reading(reader: RawSocket) -> None:
@@ -50,9 +54,11 @@ async def send(reader: RawSocket, frame: object) -> None:
     await reader.send_frame(TEXT, json.dumps(frame).encode())
 
 
-async def subscriber(url: str, token: str, channel: str = "servers") -> tuple[RawSocket, str]:
+async def subscriber(
+    url: str, token: str, channel: str = "servers", *, tls: ssl.SSLContext | None = None
+) -> tuple[RawSocket, str]:
     """A WebSocket that has subscribed, and the id of its session."""
-    reader = await connect(url)
+    reader = await connect(url, tls)
     assert (await reader.upgrade(token=token)).status == 101
     session = (await reader.read_json())["data"]["session"]
     await send(reader, {"type": "subscribe", "id": "s", "data": {"channel": channel}})
@@ -193,6 +199,38 @@ async def test_one_large_answer_that_nobody_takes_ends_its_connection_too(
     await until(lambda: reader_is_closed(gateway), what="the end of the slow reader")
     read_again(reader)
     assert (await reader.read_close())[0] == 3008
+    reader.writer.close()
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_behind_tls_what_waits_is_bounded_and_who_takes_nothing_is_closed_too(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = tmp_path / "gateway.pem", tmp_path / "gateway.key"
+    authority.issue(certificate, key)
+    gateway = await slow_gateway(
+        start_gateway,
+        tmp_path,
+        websocket__write_timeout=0.4,
+        server__tls_certificate=str(certificate),
+        server__tls_key=str(key),
+    )
+    reader, _ = await subscriber(gateway.url, gateway.token(), tls=trusting(authority.file))
+    (conversation,) = gateway.services.hub._connections
+    stop_reading(reader)
+    await flood(gateway, 4000)
+    # All of it goes by the stream: what OpenSSL has not written, and what waits behind that.
+    writer = conversation._sink._writer  # type: ignore[attr-defined]
+    assert len(writer._outbox) <= gateway.services.config.events.max_waiting + 1
+    assert len(writer._stream._write_buffer) < 2 * MEBIBYTE
+    await until(lambda: reader_is_closed(gateway), what="the end of the slow reader")
+    read_again(reader)
+    frames = [await reader.read_frame()]
+    while frames[-1][0] == TEXT:
+        frames.append(await reader.read_frame())
+    assert json.loads(frames[-2][1])["data"]["code"] == 3008
+    assert (frames[-1][0], int.from_bytes(frames[-1][1][:2], "big")) == (0x8, 3008)
     reader.writer.close()
 
 

@@ -19,11 +19,12 @@ _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 @dataclass(frozen=True)
 class RawAnswer:
-    """An HTTP answer; the names of `headers` are in lower case."""
+    """An HTTP answer; the names of `headers` are in lower case, `set_cookies` has every ``Set-Cookie``."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
+    set_cookies: tuple[str, ...] = ()
 
     def json(self) -> Any:
         """The body as JSON."""
@@ -71,17 +72,20 @@ class RawSocket:
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.strip().split("\r\n")
         headers: dict[str, str] = {}
+        cookies: list[str] = []
         for line in lines:
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
-        return RawAnswer(int(first.split()[1]), headers)
+            if name.lower() == "set-cookie":
+                cookies.append(value.strip())
+        return RawAnswer(int(first.split()[1]), headers, set_cookies=tuple(cookies))
 
     async def read_answer(self, seconds: float = 10.0) -> RawAnswer:
         """The next answer, with a body of its Content-Length."""
         head = await self.read_head(seconds)
         async with asyncio.timeout(seconds):
             body = await self.reader.readexactly(int(head.headers.get("content-length", "0")))
-        return RawAnswer(head.status, head.headers, body)
+        return RawAnswer(head.status, head.headers, body, head.set_cookies)
 
     async def read_chunk(self, seconds: float = 10.0) -> bytes:
         """The next chunk of a chunked body; empty at its end."""

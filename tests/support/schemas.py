@@ -26,7 +26,7 @@ def assert_valid_event_frame(frame: dict[str, Any]) -> None:
     event_type = EVENT_TYPES[frame["type"]]
     assert frame.keys() == EVENT_MEMBERS, frame
     assert Position.parse(frame["id"]) is not None, frame["id"]
-    assert channel_base(frame["channel"]) == event_type.channel, frame
+    assert channel_base(frame["channel"]) in event_type.channels, frame
     assert type(frame["timestamp"]) is int, frame
     faults = _data_checker(event_type.name).faults(frame["data"])
     assert not faults, f"{event_type.name}: {faults} in {frame['data']}"
