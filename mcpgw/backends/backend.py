@@ -421,12 +421,8 @@ class Backend:
         async def list_again() -> None:
             self._take_tools(await connection.list_tools())
 
-        params = types.CallToolRequestParams(name=tool, arguments=dict(arguments), _meta=meta)
-        sending = connection.request(
-            types.CallToolRequest(params=params),
-            asker=asker,
-            observer=observer or SilentObserver(),
-            list_again=list_again,
+        sending = connection.call_tool(
+            tool, arguments, meta, asker=asker, observer=observer or SilentObserver(), list_again=list_again
         )
         return ToolResult.from_json(await self.guarded(connection, sending))
 
