@@ -11,6 +11,7 @@ import os
 import select
 import stat
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -45,6 +46,9 @@ _SDK_LOGGERS = ("mcp", "client")  # mcp.client.session logs as plain "client"
 _CLOSE_TIMEOUT = 5.0
 _REPORT_INTERVAL = 1.0
 _DEEPEST_FRAMES = 40
+_PAUSE = 0.05
+_MANY_LINES = 512
+_TOGETHER_BYTES = 256 * 1024
 _TERMINAL_BYTES = 4_000  # below PIPE_BUF: a pipe that is ready takes it without waiting (POSIX write)
 
 
@@ -94,16 +98,22 @@ class Intake(QueueHandler):
     def __init__(self, limit: int, complaint: Complaint) -> None:
         super().__init__(SimpleQueue())
         self.lost = 0  # only ever changed under the lock of the handler
+        self.many = threading.Event()
+        """Set where so many lines wait that the writer is not to pause any longer."""
         self._limit = limit
+        self._many = min(_MANY_LINES, limit // 2)
         self._complaint = complaint
         self.addFilter(_is_heard)
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Put it into the queue where there is room."""
-        if self.queue.qsize() >= self._limit:
+        waiting = self.queue.qsize()
+        if waiting >= self._limit:
             self.lost += 1
-        else:
-            self.queue.put(record)
+            return
+        self.queue.put(record)
+        if waiting == self._many:
+            self.many.set()
 
     def prepare(self, record: logging.LogRecord) -> Line:
         """Take over everything now that the program may still change; a `Line` is ready as it is."""
@@ -168,11 +178,27 @@ class Writer(QueueListener):
             record.fault = None
         return record
 
+    def dequeue(self, block: bool) -> Any:
+        """The next line. After all that waited a pause, so that what comes is written together.
+
+        A thread that wakes for each line takes the interpreter's lock from the event loop each time.
+        """
+        if self._intake.queue.empty():
+            self._intake.many.clear()
+            self._intake.many.wait(_PAUSE)
+        record = super().dequeue(block)
+        if record is None and self._log_file is not None:  # the end, which `stop` waits for in this thread
+            self._log_file.write_waiting()
+        return record
+
     def handle(self, record: logging.LogRecord) -> None:
         """Write one line; whatever goes wrong, the thread lives on."""
         try:
             super().handle(record)
-            self._report(at_once=self._intake.queue.empty())
+            is_last = self._intake.queue.empty()
+            if is_last and self._log_file is not None:
+                self._log_file.write_waiting()
+            self._report(at_once=is_last)
         except Exception as fault:  # noqa: BLE001 - without this thread nobody would ever hear of it
             self._complaint.tell(f"a line of logger {record.name} is lost ({type(fault).__name__})")
 
@@ -182,6 +208,7 @@ class Writer(QueueListener):
         if thread is None:
             return
         self.enqueue_sentinel()
+        self._intake.many.set()
         thread.join(_CLOSE_TIMEOUT)
         if thread.is_alive():
             self._complaint.tell("the log does not take its last lines; they are left behind")
@@ -199,6 +226,8 @@ class Writer(QueueListener):
             self._next_report = now + _REPORT_INTERVAL
             count, self._reported = lost - self._reported, lost
             super().handle(Line("mcpgw.logs", logging.WARNING, "lines_lost", {"count": count}))
+            if self._log_file is not None:
+                self._log_file.write_waiting()
 
 
 class _NoLock:
@@ -219,13 +248,18 @@ class _NoLock:
 
 
 class LogFile(RotatingFileHandler):
-    """The rotated file. A line that cannot be written whole is not written at all."""
+    """The rotated file. A line that cannot be written whole is not written at all.
+
+    Lines wait for `write_waiting`, which whoever emits them calls after the last.
+    """
 
     def __init__(self, path: Path, max_size: int, backups: int, complaint: Complaint) -> None:
         super().__init__(path, maxBytes=max_size, backupCount=backups, encoding="utf-8")
         self.lost = 0
         self.is_failing = False
         self._complaint = complaint
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
 
     def createLock(self) -> None:  # noqa: N802 - the name of logging.Handler
         # Only the writer's thread comes here. A lock that it held while the disk hangs would hold up the end
@@ -237,18 +271,43 @@ class LogFile(RotatingFileHandler):
         return os.fdopen(os.open(self.baseFilename, flags, 0o640), "a", encoding="utf-8")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append it whole, or count it as lost."""
+        """Append it whole, or count it as lost; with the next ones, where they come at once."""
         data = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+        self._waiting.append(data)
+        self._waiting_size += len(data)
+        if self._waiting_size >= _TOGETHER_BYTES:
+            self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Write what waits, in one piece where that goes into the file as it is."""
+        lines, self._waiting = self._waiting, []
+        size, self._waiting_size = self._waiting_size, 0
+        if len(lines) > 1 and self._has_room_for(size):
+            with suppress(OSError):  # what does not go together may go line by line
+                self._append(b"".join(lines))
+                self.is_failing = False
+                return
+        for line in lines:
+            try:
+                self._append(line)
+            except OSError as fault:
+                self.lost += 1
+                self.is_failing = True
+                self._complaint.tell(
+                    f"log file {self.baseFilename}: {fault.strerror}; lines are lost ({self.lost} so far)"
+                )
+            else:
+                self.is_failing = False
+
+    def _has_room_for(self, size: int) -> bool:
+        """Whether so many bytes go into a regular file before it has to be rotated."""
+        if self.stream is None:
+            return False
         try:
-            self._append(data)
-        except OSError as fault:
-            self.lost += 1
-            self.is_failing = True
-            self._complaint.tell(
-                f"log file {self.baseFilename}: {fault.strerror}; lines are lost ({self.lost} so far)"
-            )
-        else:
-            self.is_failing = False
+            status = os.fstat(self.stream.fileno())
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and not 0 < self.maxBytes < status.st_size + size
 
     def _append(self, data: bytes) -> None:
         # Past the buffer of the stream: it would keep a line that did not fit and write it torn, later.
