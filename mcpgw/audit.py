@@ -39,6 +39,7 @@ QUEUE_SIZE: Final = 8192
 OK: Final = "ok"
 
 _LOGGER_NAME = "mcpgw.audit"
+_ENCODER = json.JSONEncoder()
 _DEEPEST = 32
 _CUT = "…"
 
@@ -178,10 +179,10 @@ class Audit:
             return
         who = {"user": actor.user, "tokenId": actor.token_id, "client": actor.client}
         fields: dict[str, Scalar] = {}
-        for group, members in (("who", who), ("where", {"remote": actor.remote}), ("what", what)):
+        for group, members in (("who.", who), ("where.", {"remote": actor.remote}), ("what.", what)):
             for name, value in members.items():
                 if value is not None and value != "":
-                    fields[f"{group}.{name}"] = field_value(name, value)
+                    fields[group + name] = field_value(name, value)
         if arguments is not None:
             fields["what.arguments"] = arguments
         fields["outcome"] = field_value("outcome", outcome)
@@ -201,7 +202,7 @@ class _Formatter(logging.Formatter):
                 content.setdefault(group, {})[member] = plain
             else:
                 content[name] = plain
-        return redact(json.dumps(content))
+        return redact(_ENCODER.encode(content))
 
 
 def _arguments_text(arguments: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import lru_cache
 from reprlib import Repr
 from typing import Final
 
@@ -23,6 +24,7 @@ _containers = Repr()
 _containers.maxstring = _containers.maxother = 100
 
 
+@lru_cache(maxsize=512)
 def field_name(name: str) -> str:
     """`name` as the name of a field, with an underscore where it is taken or holds other signs."""
     if not _FIELD_NAME.fullmatch(name):
@@ -34,6 +36,8 @@ def field_value(name: str, value: object) -> Scalar:
     """`value` as it stands in a line: bounded, masked where `name` tells of a secret; raises for none."""
     if value is not None and is_secret_name(name):
         return REDACTED
+    if type(value) is str:
+        return bounded(value, MAXIMUM_VALUE)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < _LARGEST_INTEGER:
@@ -54,6 +58,8 @@ def field_value(name: str, value: object) -> Scalar:
 
 def bounded(text: str, limit: int) -> str:
     """`text` in at most `limit` characters, without the values that pydantic repeats."""
+    if len(text) <= limit and "input_value=" not in text:
+        return text
     text = redact_inputs(text[: 4 * limit])  # cut first: the search must not read megabytes
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
@@ -52,8 +53,16 @@ _TOGETHER_BYTES = 256 * 1024
 _TERMINAL_BYTES = 4_000  # below PIPE_BUF: a pipe that is ready takes it without waiting (POSIX write)
 
 
+_NOT_ASKED: Final = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dict.fromkeys(
+    ("process", "processName", "taskName", "thread", "threadName")
+)
+
+
 class Line(logging.LogRecord):
-    """An event on its way to the writer: only plain values, nothing that the program still changes."""
+    """An event on its way to the writer: only plain values, nothing that the program still changes.
+
+    Two are made for each call, so it asks neither where it was logged nor in which thread, task or process.
+    """
 
     def __init__(
         self,
@@ -63,16 +72,27 @@ class Line(logging.LogRecord):
         fields: dict[str, Scalar],
         fault: traceback.TracebackException | None = None,
     ) -> None:
-        super().__init__(logger, level, "", 0, event, None, None)
-        self.event = event
+        vars(self).update(_NOT_ASKED)
+        self.name = logger
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.msg = self.event = event
+        self.created = now = time.time()
+        self.msecs = now % 1 * 1000
         self.fields = fields
         self.fault = fault
+        setattr(self, RECORD_FIELDS, fields)
 
     @property
     def timestamp(self) -> str:
         """When it happened, RFC 3339 in UTC with milliseconds."""
-        moment = datetime.fromtimestamp(self.created, UTC)
-        return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+        second, milliseconds = divmod(int(self.created * 1000), 1000)
+        return f"{_second(second)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec="seconds")
 
 
 class Complaint:

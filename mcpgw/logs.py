@@ -24,8 +24,9 @@ from types import MappingProxyType
 from typing import Final, Literal, Self
 
 from mcpgw.errors import ConfigError, suggest
-from mcpgw.log_values import field_name, field_value, text_value, without_surrogates
+from mcpgw.log_values import bounded, field_name, field_value, text_value, without_surrogates
 from mcpgw.log_writer import (
+    MAXIMUM_EVENT,
     OWN_LOGGER,
     RECORD_FIELDS,
     Complaint,
@@ -59,7 +60,11 @@ def log_event(
     """
     if logger.isEnabledFor(level):
         values = {field_name(name): field_value(name, value) for name, value in fields.items()}
-        logger.log(level, event, exc_info=exception, extra={RECORD_FIELDS: values}, stacklevel=2)
+        if exception is None:
+            # Past the making of a record, which looks for the place in the program where it was logged.
+            logger.handle(Line(logger.name, level, bounded(event, MAXIMUM_EVENT), values))
+        else:
+            logger.log(level, event, exc_info=exception, extra={RECORD_FIELDS: values}, stacklevel=2)
 
 
 class LogHandle:
