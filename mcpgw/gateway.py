@@ -29,13 +29,16 @@ from mcpgw.approvals import Approvals
 from mcpgw.arguments import ArgumentChecks
 from mcpgw.backends import mcp_requests
 from mcpgw.backends.backend import Backend
+from mcpgw.backends.direct_call import DirectToolCall, OnToolEnd
 from mcpgw.backends.lists import ListKind
 from mcpgw.backends.requests import Asker, Observer, SilentObserver
 from mcpgw.backends.server import Server
 from mcpgw.backends.status import BackendState, BackendStatus, Offer
 from mcpgw.backends.tools import Tool, ToolResult
-from mcpgw.call_time import CallTime, TimedObserver
+from mcpgw.call_time import CallTime, TimedObserver, WheelTime
+from mcpgw.deadlines import Deadlines
 from mcpgw.errors import (
+    CallTimeout,
     Cancelled,
     Draining,
     GatewayError,
@@ -54,7 +57,7 @@ from mcpgw.settings import BackendSettings, CallSettings
 from mcpgw.tool_policy import ServedTool, serve_tools
 from mcpgw.tracing import Tracing
 
-__all__ = ["CallCounts", "Gateway", "GatewayListener"]
+__all__ = ["BegunCall", "CallCounts", "Gateway", "GatewayListener"]
 
 T = TypeVar("T")
 
@@ -103,6 +106,7 @@ class Gateway(Servers):
         self._tracing = tracing
         self._checks = ArgumentChecks()
         self._served: WeakKeyDictionary[Server | Backend, _Served] = WeakKeyDictionary()
+        self._deadlines = Deadlines()
         self._drained_at = 0.0
         self.draining = False
         self.counts = CallCounts()
@@ -286,9 +290,66 @@ class Gateway(Servers):
             outcome = Cancelled.code
             raise
         finally:
-            self.counts.open -= 1
-            self.counts.ended[outcome] += 1
-            self._metrics.call_ended(server_id, outcome, time.monotonic() - started)
+            self.count_end(server_id, outcome, started)
+
+    def begin_call(
+        self,
+        caller: Caller,
+        server_id: str,
+        tool_name: str,
+        arguments: Mapping[str, Any],
+        *,
+        timeout_ms: int | None,
+        observer: Observer,
+        on_end: OnToolEnd,
+    ) -> "BegunCall | None":
+        """Call one tool without a task, where all it takes is to send it now; else None, and nothing done.
+
+        What would be refused is not done here either: `call_tool` does it, and has the words. `on_end` is
+        told once how the call ended, as `call_tool` would, unless it is cancelled.
+        """
+        principal = caller.principal
+        server = self._servers.get(server_id)
+        if (
+            self.draining
+            or server is None
+            or server.offer is None
+            or caller.trace is not None
+            or self._tracing.is_configured
+            or (timeout_ms is not None and timeout_ms > self._settings.max_timeout * 1000)
+            or not may_call(principal, server_id, tool_name)
+        ):
+            return None
+        asker = _asker(caller)
+        entry = self._served_tools(server, asker).get(tool_name)
+        if entry is None or entry.needs_approval:
+            return None
+        try:
+            completed = entry.arguments(arguments)
+            self._checks.check(server_id, entry.tool, arguments)
+        except InvalidParams:
+            return None
+        limit = WheelTime(*self._call_seconds(server_id, timeout_ms))
+        begun = BegunCall(self, server_id, principal, limit, on_end)
+        begun.call = server.begin_call(
+            asker,
+            server.speaker(asker).tools[entry.own_name],
+            completed,
+            observer=TimedObserver(observer, limit),
+            on_end=begun.ended,
+        )
+        if begun.call is None:
+            return None
+        limit.start(self._deadlines, begun.timed_out)
+        self._metrics.call_started(server_id)
+        self.counts.open += 1
+        return begun
+
+    def count_end(self, server_id: str, outcome: str, started: float) -> None:
+        """A call that was begun at `started` (monotonic clock) has ended."""
+        self.counts.open -= 1
+        self.counts.ended[outcome] += 1
+        self._metrics.call_ended(server_id, outcome, time.monotonic() - started)
 
     async def _call_tool(  # noqa: PLR0917 - called in one place
         self,
@@ -496,18 +557,72 @@ class Gateway(Servers):
     def _unavailable(self, principal: Principal, server: Server) -> ServerUnavailable:
         return _discreet(principal, server.unavailable())
 
+    def _call_seconds(self, server_id: str, timeout_ms: int | None) -> tuple[float, float, float]:
+        """The most seconds of silence, of all, and of an input."""
+        settings = self._settings
+        if timeout_ms is not None:
+            return timeout_ms / 1000, timeout_ms / 1000, settings.input_timeout
+        server = self._servers.get(server_id)
+        default = None if server is None else server.definition.timeout
+        return default or settings.timeout, settings.max_timeout, settings.input_timeout
+
     def _call_time(self, server_id: str, timeout_ms: int | None) -> CallTime:
         settings = self._settings
-        if timeout_ms is None:
-            server = self._servers.get(server_id)
-            default = None if server is None else server.definition.timeout
-            return CallTime(default or settings.timeout, settings.max_timeout, settings.input_timeout)
-        if timeout_ms > settings.max_timeout * 1000:
+        if timeout_ms is not None and timeout_ms > settings.max_timeout * 1000:
             reason = f"must be at most {int(settings.max_timeout * 1000)}"
             raise InvalidParams(
                 f"timeoutMs {reason}", details=[{"path": "/data/timeoutMs", "reason": reason}]
             )
-        return CallTime(timeout_ms / 1000, timeout_ms / 1000, settings.input_timeout)
+        return CallTime(*self._call_seconds(server_id, timeout_ms))
+
+
+class BegunCall:
+    """A call that goes on without a task; made by `Gateway.begin_call`."""
+
+    __slots__ = ("_gateway", "_limit", "_on_end", "_principal", "_server_id", "_started", "call")
+
+    def __init__(
+        self, gateway: Gateway, server_id: str, principal: Principal, limit: WheelTime, on_end: OnToolEnd
+    ) -> None:
+        self._gateway = gateway
+        self._server_id = server_id
+        self._principal = principal
+        self._limit = limit
+        self._on_end: OnToolEnd | None = on_end
+        self._started = time.monotonic()
+        self.call: DirectToolCall | None = None
+
+    def cancel(self) -> None:
+        """Tell the server to stop; nothing happens where the call has ended."""
+        if self._on_end is not None:
+            self._end(Cancelled.code)
+            if self.call is not None:
+                self.call.cancel()
+
+    def timed_out(self, error: CallTimeout) -> None:
+        """Its time is over."""
+        if (on_end := self._end(error.code)) is not None:
+            if self.call is not None:
+                self.call.cancel()
+            on_end(None, error)
+
+    def ended(self, result: ToolResult | None, error: Exception | None) -> None:
+        """Its server has answered, or never will."""
+        if isinstance(error, ServerUnavailable):
+            error = _discreet(self._principal, error)
+        if result is not None:
+            outcome = TOOL_ERROR if result.is_error else OK
+        else:
+            outcome = error.code if isinstance(error, GatewayError) else InternalError.code
+        if (on_end := self._end(outcome)) is not None:
+            on_end(result, error)
+
+    def _end(self, outcome: str) -> OnToolEnd | None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            self._limit.stop()
+            self._gateway.count_end(self._server_id, outcome, self._started)
+        return on_end
 
 
 def _asker(caller: Caller) -> Asker:

@@ -155,7 +155,7 @@ class Connection:
         asker: Asker,
         observer: Observer,
         list_again: Callable[[], Awaitable[None]] | None = None,
-        first: dict[str, Any] | None = None,
+        first: dict[str, Any] | MCPError | None = None,
     ) -> dict[str, Any]:
         """Send one request and answer its result, as it was sent. Cancelling tells the backend to stop.
 
@@ -173,16 +173,16 @@ class Connection:
 
         async def send(responses: types.InputResponses | None, state: str | None) -> dict[str, Any]:
             nonlocal first
-            if first is not None:
-                known, first = first, None
-                return known
             params = request.params
             if isinstance(params, types.InputResponseRequestParams):
                 params.input_responses, params.request_state = responses, state
+            known, first = first, None
             try:
-                return await send_once()
+                if isinstance(known, MCPError):
+                    raise known
+                return await send_once() if known is None else known
             except MCPError as error:
-                if error.code != types.HEADER_MISMATCH or not self.is_modern or list_again is None:
+                if list_again is None or not self.has_old_list(error):
                     raise
             await list_again()
             return await send_once()
@@ -220,15 +220,23 @@ class Connection:
         asker: Asker,
         observer: Observer,
         list_again: Callable[[], Awaitable[None]],
+        first: dict[str, Any] | MCPError | None = None,
     ) -> dict[str, Any]:
-        """Call a tool, as `request` does; past the SDK's session where the transport allows it."""
+        """Call a tool, as `request` does; past the SDK's session where the transport allows it.
 
-        def make() -> types.CallToolRequest:
-            params = types.CallToolRequestParams(name=name, arguments=dict(arguments), _meta=meta)
-            return types.CallToolRequest(params=params)
+        `first` is the first answer, where the call was sent already.
+        """
+        if self._direct is not None and first is None:
+            first = await self._call_directly(name, arguments, meta, asker=asker, observer=observer)
+            if not isinstance(first, MCPError) and first.get("resultType") != "input_required":
+                return first
+        params = types.CallToolRequestParams(name=name, arguments=dict(arguments), _meta=meta)
+        request = types.CallToolRequest(params=params)
+        return await self.request(request, asker=asker, observer=observer, list_again=list_again, first=first)
 
-        if self._direct is None:
-            return await self.request(make(), asker=asker, observer=observer, list_again=list_again)
+    async def _call_directly(
+        self, name: str, arguments: Mapping[str, Any], meta: Any, *, asker: Asker, observer: Observer
+    ) -> dict[str, Any] | MCPError:
         answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
         def on_end(raw: dict[str, Any] | None, error: Exception | None) -> None:
@@ -240,20 +248,19 @@ class Connection:
                 answered.set_result(raw or {})
 
         call = self.begin_call(name, arguments, meta, asker=asker, observer=observer, on_end=on_end)
-        first: dict[str, Any] | None = None
         try:
-            first = await answered
+            return await answered
         except asyncio.CancelledError:
             call.cancel()
             raise
         except MCPError as error:
-            if error.code != types.HEADER_MISMATCH or not self.is_modern:
+            if not self.has_old_list(error):
                 raise
-        if first is None:
-            await list_again()
-        elif first.get("resultType") != "input_required":
-            return first
-        return await self.request(make(), asker=asker, observer=observer, list_again=list_again, first=first)
+            return error
+
+    def has_old_list(self, error: Exception) -> bool:
+        """Whether an error says that headers do not fit the arguments, as the tools were listed."""
+        return isinstance(error, MCPError) and error.code == types.HEADER_MISMATCH and self.is_modern
 
     def begin_call(
         self,

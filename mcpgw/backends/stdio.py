@@ -77,6 +77,7 @@ class StdioTransport:
         self._stop_timeout = stop_timeout
         self._reaper = reaper
         self._on_fault = on_fault
+        self._on_end = on_end
         self._reader = MessageReader(on_end, max_waiting=2 * max_message_size)
         self._child = _Child(
             self._reader, LineSplitter(max_message_size), RateLimit(notification_rate), on_stderr, on_fault
