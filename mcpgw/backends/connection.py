@@ -464,6 +464,7 @@ class OpenToolCall:
     def end(self, raw: dict[str, Any] | None, error: types.ErrorData | None) -> None:
         """Its answer has come, or never will."""
         on_end, self._on_end = self._on_end, None
+        self.call = None  # the two would keep each other
         if on_end is None:
             return
         connection = self._connection

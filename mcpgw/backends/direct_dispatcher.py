@@ -122,6 +122,8 @@ class DirectDispatcher:
         self._on_notify: OnNotify | None = None
         self._intercept: OnNotifyIntercept | None = None
         self._stamp: dict[str, Any] = {}
+        # Asked once: without a provider, asking costs more than all else of sending a call.
+        self._makes_spans = _makes_spans()
 
     def attach(self, writer: LineWriter) -> None:
         """Name the writer; nothing can be sent before."""
@@ -147,7 +149,7 @@ class DirectDispatcher:
         meta = self._stamped(params.get("_meta"))
         meta["progressToken"] = call_id
         call = DirectCall(call_id, on_end, on_progress)
-        if _makes_spans():
+        if self._makes_spans:
             attributes = {"mcp.method.name": "tools/call", "jsonrpc.request.id": str(call_id)}
             name = f"MCP send tools/call {params['name']}"
             call.span = _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
@@ -486,5 +488,5 @@ def _is_number(value: object) -> bool:
 
 
 def _makes_spans() -> bool:
-    """Whether spans go anywhere: without a provider each would cost more than all else of sending a call."""
+    """Whether spans go anywhere: whether a provider is configured."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
