@@ -183,17 +183,19 @@ class CallRecord:
 
 def is_short(value: Any) -> bool:
     """Whether a value may stand in an event: the log of events must not hold what is large."""
-    budget = [_LONGEST_SHOWN]
-
-    def spend(part: Any) -> bool:
-        budget[0] -= len(part) + 8 if isinstance(part, str) else 16
-        if budget[0] < 0:
+    left, waiting = _LONGEST_SHOWN, [value]
+    while waiting:
+        part = waiting.pop()
+        left -= len(part) + 8 if isinstance(part, str) else 16
+        if left < 0:
             return False
-        if isinstance(part, dict):
-            return all(spend(name) and spend(inner) for name, inner in part.items())
-        return all(map(spend, part)) if isinstance(part, list) else True
-
-    return spend(value)
+        if isinstance(part, dict | list):
+            if 8 * len(part) > left:  # what each of its members costs at least
+                return False
+            waiting += part
+            if isinstance(part, dict):
+                waiting += part.values()
+    return True
 
 
 def _whole(number: float) -> float:

@@ -10,7 +10,10 @@ from typing import Final
 REDACTED: Final = "[redacted]"
 
 _SECRET_WORDS = r"(?:token|ticket|secret|password|api[_-]?key)"  # noqa: S105 - names, not secrets
-_PLAIN_WORDS = ("token", "ticket", "secret", "password", "api")
+_NAMED_WORDS = tuple(
+    f"{word}{sign}" for word in ("token", "ticket", "secret", "password", "key") for sign in "=\\\"'"
+)
+"""How the name of a secret ends, with what follows it, in lower case."""
 _SECRET_NAME = re.compile(rf"{_SECRET_WORDS}$|(?:authorization|cookie)$", re.IGNORECASE)
 # Possessive and anchored at the start of a run: the time stays linear whatever the line holds.
 _DOTTED = re.compile(r"(?<![A-Za-z0-9_.-])[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+)++")
@@ -39,7 +42,7 @@ def redact(text: str) -> str:
         text = _AUTHORIZATION.sub(rf"\1{REDACTED}", text)
     if words is None or "bearer" in words:
         text = _BEARER.sub(rf"\1{REDACTED}", text)
-    if words is None or any(word in words for word in _PLAIN_WORDS):
+    if words is None or any(word in words for word in _NAMED_WORDS):
         text = _NAMED.sub(rf"\1{REDACTED}", text)
     return text
 
