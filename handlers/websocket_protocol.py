@@ -54,7 +54,7 @@ _TAKEN: Mapping[str, tuple[str | None, ...]] = {
 _NO_CONTEXT = {"server_no_context_takeover": None, "client_no_context_takeover": None}
 _DISCARD_SECONDS = 2.0
 _DISCARD_CHUNK = 65536
-_READ_CHUNK = 65536
+_READ_CHUNK = 16384
 _FRAME_WORK = 1024
 _WORK_WITHOUT_PAUSE = 256 * 1024
 """Bytes after which others have their turn; a frame counts for some bytes more. Both are Tornado's own."""
@@ -238,6 +238,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         stream._write_futures = _ShortQueue(stream._write_futures)  # type: ignore[assignment]  # noqa: SLF001
         waiting = stream._write_buffer  # noqa: SLF001
         waiting._buffers = _ShortQueue(waiting._buffers)  # type: ignore[assignment]  # noqa: SLF001
+        stream.read_chunk_size = _READ_CHUNK  # Tornado fills as much with zeros before each look for bytes
         self.handler.forget_handshake()  # type: ignore[attr-defined]
         self._has_begun = True
         self._read_on()

@@ -66,8 +66,11 @@ def bounded(text: str, limit: int) -> str:
 
 def text_value(value: Scalar) -> str:
     """A value of a text line: bare where it is one plain word, else quoted."""
-    if not isinstance(value, str):
-        return json.dumps(value)
+    return _text_value(value) if isinstance(value, str) else json.dumps(value)
+
+
+@lru_cache(maxsize=1024)
+def _text_value(value: str) -> str:
     if _BARE.fullmatch(value) and value.isprintable():
         return value
     return '"{}"'.format(escape(value).replace('"', r"\""))
