@@ -246,9 +246,9 @@ class Session:
                 observer=CallObserver(self, call),
                 on_end=on_end,
             )
-        except BaseException:
-            del self._calls[call.reply.id]
-            raise
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._end_call(call, frames.Error(self._told(fault)))
+            return True
         return call.begun is not None
 
     def _told(self, error: Exception | None) -> GatewayError:

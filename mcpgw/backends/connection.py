@@ -226,7 +226,7 @@ class Connection:
 
         `first` is the first answer, where the call was sent already.
         """
-        if self._direct is not None and first is None:
+        if self.is_direct and first is None:
             first = await self._call_directly(name, arguments, meta, asker=asker, observer=observer)
             if not isinstance(first, MCPError) and first.get("resultType") != "input_required":
                 return first
@@ -293,7 +293,7 @@ class Connection:
     @property
     def is_direct(self) -> bool:
         """Whether `begin_call` can be used."""
-        return self._direct is not None
+        return self._direct is not None and self._direct.takes_calls
 
     def _close_request(self, opened: _OpenRequest, *, abandoned: bool) -> None:
         if abandoned:

@@ -108,6 +108,14 @@ class DirectToolCall:
             on_end(result, error)
 
     def _answered(self, raw: dict[str, Any] | None, error: Exception | None) -> None:
+        try:
+            self._take_answer(raw, error)
+        except Exception as fault:  # a callback: nobody else would give the call its end
+            if self._on_end is None:
+                raise
+            self._end(None, fault)
+
+    def _take_answer(self, raw: dict[str, Any] | None, error: Exception | None) -> None:
         if isinstance(error, MCPError) and self._connection.has_old_list(error):
             self._go_on(self._continued(error))
         elif error is not None:

@@ -8,11 +8,12 @@ which it was read.
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeGuard
 
 import anyio
 import anyio.abc
@@ -80,7 +81,11 @@ class DirectCall:
                 self.span.set_attribute("error.type", str(error.code))
                 self.span.set_status(StatusCode.ERROR, error.message)
             self.span.end()
-        self.on_end(result, error)
+        try:
+            self.on_end(result, error)
+        except Exception:
+            # It must not cost the lines that were read with this one.
+            _LOGGER.exception("a message of a server could not be dealt with")
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +126,7 @@ class DirectDispatcher:
         self._on_request: OnRequest | None = None
         self._on_notify: OnNotify | None = None
         self._intercept: OnNotifyIntercept | None = None
-        self._stamp: dict[str, Any] = {}
+        self._stamp: dict[str, Any] | None = None
         # Asked once: without a provider, asking costs more than all else of sending a call.
         self._makes_spans = _makes_spans()
 
@@ -135,6 +140,11 @@ class DirectDispatcher:
         return len(self._handlers) + len(self._early)
 
     # --- calls ---------------------------------------------------------------------------------------------
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether it is known what the SDK says of the client in each request; from the first list on."""
+        return self._stamp is not None
 
     def begin_call(self, params: dict[str, Any], on_end: OnEnd, on_progress: OnProgress) -> DirectCall:
         """Send a ``tools/call``; `on_end` is called once, unless `cancel` comes first.
@@ -194,9 +204,10 @@ class DirectDispatcher:
 
         As `Tap.sent` has it: what the client can do is what the caller can.
         """
-        stamped = {**self._stamp, **(meta or {})}
+        stamp = self._stamp or {}
+        stamped = {**stamp, **(meta or {})}
         can = stamped.pop(CALLERS_CAPABILITIES, None)
-        if can is not None and types.CLIENT_CAPABILITIES_META_KEY in self._stamp:
+        if can is not None and types.CLIENT_CAPABILITIES_META_KEY in stamp:
             stamped[types.CLIENT_CAPABILITIES_META_KEY] = can
         return stamped
 
@@ -220,7 +231,9 @@ class DirectDispatcher:
         request = _Request(asyncio.get_running_loop().create_future(), on_progress)
         sent: dict[str, Any] = dict(params or {})
         meta = dict(sent.pop("_meta", None) or {})
-        self._stamp = {name: value for name, value in meta.items() if name.startswith(_RESERVED_META)}
+        if method == "tools/list":
+            # The gateway asks for it by itself, before any call. Others may have wishes of their callers'.
+            self._stamp = {name: value for name, value in meta.items() if name.startswith(_RESERVED_META)}
         if on_progress is not None:
             meta["progressToken"] = request_id
         target = sent.get("name")
@@ -365,12 +378,16 @@ class DirectDispatcher:
             return False
         total, text = params.get("total"), params.get("message")
         said = (
-            float(progress),  # type: ignore[arg-type]
-            float(total) if isinstance(total, int | float) else None,
+            float(progress),
+            float(total) if _is_number(total) else None,
             text if isinstance(text, str) else None,
         )
         if isinstance(waiting, DirectCall):
-            waiting.on_progress(*said)
+            try:
+                waiting.on_progress(*said)
+            except Exception:
+                # What goes wrong in telling a caller must not cost the lines that were read with this one.
+                _LOGGER.exception("a message of a server could not be dealt with")
             return True
         self._handle(waiting.on_progress(*said), None)
         return False
@@ -483,8 +500,11 @@ async def _contained(work: Any) -> None:
         _LOGGER.exception("a message of a server could not be dealt with")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number that a double can hold."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def _makes_spans() -> bool:

@@ -1,31 +1,53 @@
-"""Both ways to a child: past the SDK's streams, and through them. What they do must be the same."""
+"""The ways to a child: past the SDK's streams, and through them. What they do must be the same."""
 
 import pytest
 
 from mcpgw.backends import sdk_seam
+from tests.support import backends
 
-_BOTH_WAYS = {
-    "test_backend",
-    "test_eras",
-    "test_offers",
+_WITHOUT_PIPES = {
+    "test_direct_stdio",
+    "test_http",
+    "test_legacy_sse",
+    "test_lines",
+    "test_memory",
+    "test_memory_store",
+    "test_reaper",
     "test_rounds",
-    "test_server",
-    "test_stdio",
-    "test_supervision",
-    "test_through_gateway",
+    "test_slots",
 }
+"""Tests that start no backend over stdio, or choose the way themselves."""
+_OF_SERVERS = {"test_offers", "test_server", "test_watching"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of stdio backends on both ways."""
-    if metafunc.definition.path.stem in _BOTH_WAYS:
+    """Run the tests of stdio backends on both ways, those of servers also by calls without a task."""
+    module = metafunc.definition.path.stem
+    if module not in _WITHOUT_PIPES:
         metafunc.fixturenames.append("pipes")
-        metafunc.parametrize("pipes", ["direct", "streams"], indirect=True)
+        ways = ["direct", "streams", "begun"] if module in _OF_SERVERS else ["direct", "streams"]
+        metafunc.parametrize("pipes", ways, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has no pipes: a test that was given HTTP runs once."""
+    spared = [item for item in items if _is_spared(item)]
+    if spared:
+        config.hook.pytest_deselected(items=spared)
+        items[:] = [item for item in items if item not in set(spared)]
+
+
+def _is_spared(item: pytest.Item) -> bool:
+    given = getattr(item, "callspec", None)
+    parameters = {} if given is None else given.params
+    is_over_http = str(parameters.get("way", "")).startswith("http")
+    return is_over_http and parameters.get("pipes", "direct") != "direct"
 
 
 @pytest.fixture
 def pipes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The way that is taken: ``direct`` or ``streams``."""
+    """The way that is taken: ``direct``, ``streams``, or ``begun``: direct, and without a task."""
     way: str = request.param
-    monkeypatch.setattr(sdk_seam, "uses_direct_pipes", way == "direct")
+    monkeypatch.setattr(sdk_seam, "uses_direct_pipes", way != "streams")
+    monkeypatch.setattr(backends, "calls_are_begun", way == "begun")
     return way
