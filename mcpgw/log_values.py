@@ -18,6 +18,8 @@ _RESERVED = {"time", "level", "logger", "event", "exception", "traceback"}
 _LARGEST_INTEGER = 2**63
 
 _BARE = re.compile(r"[^\s\"'=\\]+")
+# Too short for a token, and without any sign that is needed to name a secret.
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 _containers = Repr()
@@ -62,6 +64,11 @@ def bounded(text: str, limit: int) -> str:
         return text
     text = redact_inputs(text[: 4 * limit])  # cut first: the search must not read megabytes
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is short, stands in JSON as it is, and surely is no secret."""
+    return _PLAIN.fullmatch(text) is not None
 
 
 def text_value(value: Scalar) -> str:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from io import TextIOWrapper
@@ -86,8 +86,13 @@ class Line(logging.LogRecord):
     @property
     def timestamp(self) -> str:
         """When it happened, RFC 3339 in UTC with milliseconds."""
-        second, milliseconds = divmod(int(self.created * 1000), 1000)
-        return f"{_second(second)}.{milliseconds:03}Z"
+        return timestamp(self.created)
+
+
+def timestamp(seconds: float) -> str:
+    """A time of the wall clock, RFC 3339 in UTC with milliseconds."""
+    second, milliseconds = divmod(int(seconds * 1000), 1000)
+    return f"{_second(second)}.{milliseconds:03}Z"
 
 
 @lru_cache(maxsize=4)
@@ -113,7 +118,7 @@ class Intake(QueueHandler):
     """Takes records on the caller's thread and puts them into the bounded queue, or counts them as lost."""
 
     # Not queue.Queue: its lock is not reentrant, and asyncio logs from __del__, which may run inside put().
-    queue: "SimpleQueue[logging.LogRecord | None]"
+    queue: "SimpleQueue[logging.LogRecord | str | None]"
 
     def __init__(self, limit: int, complaint: Complaint) -> None:
         super().__init__(SimpleQueue())
@@ -125,7 +130,7 @@ class Intake(QueueHandler):
         self._complaint = complaint
         self.addFilter(_is_heard)
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def enqueue(self, record: logging.LogRecord | str) -> None:
         """Put it into the queue where there is room."""
         waiting = self.queue.qsize()
         if waiting >= self._limit:
@@ -134,6 +139,14 @@ class Intake(QueueHandler):
         self.queue.put(record)
         if waiting == self._many:
             self.many.set()
+
+    def take_text(self, text: str) -> None:
+        """Take a line for the file that is text already, without its end; only on the event loop's thread."""
+        if self.queue.qsize() < self._limit:
+            self.enqueue(text)
+        else:
+            with self.lock or nullcontext():
+                self.lost += 1
 
     def prepare(self, record: logging.LogRecord) -> Line:
         """Take over everything now that the program may still change; a `Line` is ready as it is."""
@@ -211,16 +224,21 @@ class Writer(QueueListener):
             self._log_file.write_waiting()
         return record
 
-    def handle(self, record: logging.LogRecord) -> None:
+    def handle(self, record: logging.LogRecord | str) -> None:
         """Write one line; whatever goes wrong, the thread lives on."""
         try:
-            super().handle(record)
+            if isinstance(record, str):
+                if self._log_file is not None:
+                    self._log_file.add(record)
+            else:
+                super().handle(record)
             is_last = self._intake.queue.empty()
             if is_last and self._log_file is not None:
                 self._log_file.write_waiting()
             self._report(at_once=is_last)
         except Exception as fault:  # noqa: BLE001 - without this thread nobody would ever hear of it
-            self._complaint.tell(f"a line of logger {record.name} is lost ({type(fault).__name__})")
+            name = "calls" if isinstance(record, str) else record.name
+            self._complaint.tell(f"a line of logger {name} is lost ({type(fault).__name__})")
 
     def stop(self) -> None:
         """Write what waits and end the thread, within some seconds."""
@@ -292,7 +310,11 @@ class LogFile(RotatingFileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append it whole, or count it as lost; with the next ones, where they come at once."""
-        data = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+        self.add(self.format(record))
+
+    def add(self, text: str) -> None:
+        """Append a line that is text already, as `emit` does."""
+        data = f"{text}\n".encode("utf-8", "backslashreplace")
         self._waiting.append(data)
         self._waiting_size += len(data)
         if self._waiting_size >= _TOGETHER_BYTES:
