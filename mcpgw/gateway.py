@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import (
@@ -79,8 +79,9 @@ class CallCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What became of the tools of a server by its definition."""
+    """What became of the tools of a server, or of one instance of it, by its definition."""
 
+    speaker: "ref[Server | Backend]"
     tools: Mapping[str, Tool]
     definition: ServerDefinition
     served: Mapping[str, ServedTool]
@@ -106,6 +107,7 @@ class Gateway(Servers):
         self._tracing = tracing
         self._checks = ArgumentChecks()
         self._served: WeakKeyDictionary[Server | Backend, _Served] = WeakKeyDictionary()
+        self._last_served: dict[str, _Served] = {}
         self._deadlines = Deadlines()
         self._drained_at = 0.0
         self.draining = False
@@ -519,10 +521,21 @@ class Gateway(Servers):
     def _served_tools(self, server: Server, asker: Asker) -> Mapping[str, ServedTool]:
         """The tools of a server for `asker` as its policy has them, by the names that callers see."""
         speaker = server.speaker(asker)
-        tools, kept = speaker.tools, self._served.get(speaker)
+        tools, kept = speaker.tools, self._last_served.get(server.id)
+        if kept is None or kept.speaker() is not speaker:
+            kept = self._served.get(speaker)
+            if kept is not None:
+                self._last_served[server.id] = kept
         if kept is None or kept.tools is not tools or kept.definition is not server.definition:
             served = serve_tools(server.definition, tools.values())
-            kept = self._served[speaker] = _Served(tools, server.definition, served)
+            kept = self._served[speaker] = _Served(ref(speaker), tools, server.definition, served)
+            if (
+                server.id not in self._last_served
+            ):  # a new one: those that are gone need not be known any more
+                self._last_served = {
+                    name: one for name, one in self._last_served.items() if name in self._servers
+                }
+            self._last_served[server.id] = kept
         return kept.served
 
     # --- rules ---------------------------------------------------------------------------------------------

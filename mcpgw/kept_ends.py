@@ -4,7 +4,8 @@ import sys
 import time
 from array import array
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from mcpgw.settings import SessionSettings
 
@@ -14,8 +15,7 @@ _MOST_REMEMBERED = 4096
 _REMEMBERED_SECONDS = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class KeptEnd:
+class KeptEnd(msgspec.Struct, frozen=True, gc=False):
     """The end of a call, as text; which tool was called, and what its caller was allowed (`scopes`)."""
 
     text: str

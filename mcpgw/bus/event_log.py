@@ -104,17 +104,20 @@ class _Kind:
         log.append(entry)
         self.count += 1
         self.bytes += entry.size
-        self._sort(log)
+        if log.bytes.bit_length() != log.size_class:
+            self._sort(log)
 
     def largest(self) -> _ChannelLog:
-        return next(iter(self._by_size[max(self._by_size)]))
+        sizes = self._by_size
+        return next(iter(sizes[max(sizes) if len(sizes) > 1 else next(iter(sizes))]))
 
     def drop(self, log: _ChannelLog) -> int:
         """Forget the oldest event of `log`; returns the bytes of it."""
         entry = log.drop()
         self.count -= 1
         self.bytes -= entry.size
-        self._sort(log)
+        if log.bytes.bit_length() != log.size_class:
+            self._sort(log)
         if not log:
             del self.logs[log.name]
             self._quiet[log.name] = log.forgotten
@@ -128,8 +131,6 @@ class _Kind:
 
     def _sort(self, log: _ChannelLog) -> None:
         size_class = log.bytes.bit_length()
-        if size_class == log.size_class:
-            return
         if log.size_class:
             old = self._by_size[log.size_class]
             del old[log]

@@ -7,7 +7,7 @@ readers of one message must never see two meanings (RFC 8259 sections 4, 6 and 8
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -59,6 +59,7 @@ _DECODER = json.JSONDecoder(
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
 # Writes NaN and infinities as null: where one stands, the other encoder has the last word.
+_NESTING: Final = (dict, list)
 _QUICK_ENCODE = msgspec.json.Encoder(enc_hook=_refuse_value).encode
 
 
@@ -93,18 +94,17 @@ def _too_deep() -> ParseError:
 
 def is_deeper_than(value: Any, limit: int) -> bool:
     """Whether arrays and objects are nested in `value` more than `limit` levels deep (a scalar has none)."""
-    level = [value]
+    level = [value] if isinstance(value, _NESTING) else []
     for _ in range(limit):
+        if not level:
+            return False
         level = [
             child
             for item in level
-            if isinstance(item, dict | list)
             for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
+            if isinstance(child, _NESTING)
         ]
-        if not level:
-            return False
-    return any(isinstance(item, dict | list) for item in level)
+    return bool(level)
 
 
 def dumps(value: Any) -> str:
