@@ -213,8 +213,13 @@ def short_size(value: Any) -> int | None:
     while waiting:
         part = waiting.pop()
         if isinstance(part, str):
-            left -= text_size(part) + 8
-            if left < 0 or not is_text(part):
+            if part.isascii():
+                left -= len(part) + 8
+            else:
+                left -= text_size(part) + 8
+                if left >= 0 and not is_text(part):
+                    return None
+            if left < 0:
                 return None
             continue
         left -= 16

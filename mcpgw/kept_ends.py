@@ -78,7 +78,8 @@ class KeptEnds:
         """Keep the end of a call, in the place of an older one of the same id."""
         if self._kept is None:
             self._kept = OrderedDict()
-        self._drop(call_id)
+        if call_id in self._kept:
+            self._drop(call_id)
         self._kept[call_id] = (time.monotonic(), end)
         self._count(sys.getsizeof(end.text))
         while len(self._kept) > self._settings.max_results or self.size > self._settings.max_result_bytes:

@@ -193,6 +193,7 @@ class Writer(QueueListener):
         self._complaint = complaint
         self._reported = 0
         self._next_report = -math.inf
+        self._taken: tuple[Any] | None = None
 
     @property
     def lost(self) -> int:
@@ -216,6 +217,9 @@ class Writer(QueueListener):
 
         A thread that wakes for each line takes the interpreter's lock from the event loop each time.
         """
+        if self._taken is not None:
+            (record,), self._taken = self._taken, None
+            return record
         if self._intake.queue.empty():
             self._intake.many.clear()
             self._intake.many.wait(_PAUSE)
@@ -228,8 +232,7 @@ class Writer(QueueListener):
         """Write one line; whatever goes wrong, the thread lives on."""
         try:
             if isinstance(record, str):
-                if self._log_file is not None:
-                    self._log_file.add(record)
+                self._handle_texts(record)
             else:
                 super().handle(record)
             is_last = self._intake.queue.empty()
@@ -239,6 +242,20 @@ class Writer(QueueListener):
         except Exception as fault:  # noqa: BLE001 - without this thread nobody would ever hear of it
             name = "calls" if isinstance(record, str) else record.name
             self._complaint.tell(f"a line of logger {name} is lost ({type(fault).__name__})")
+
+    def _handle_texts(self, text: str) -> None:
+        """Take this line and all behind it that are text already."""
+        texts, queue = [text], self._intake.queue
+        size = len(text)
+        while size < _TOGETHER_BYTES and not queue.empty():
+            record = queue.get_nowait()  # only this thread takes from it
+            if not isinstance(record, str):
+                self._taken = (record,)
+                break
+            texts.append(record)
+            size += len(record)
+        if self._log_file is not None:
+            self._log_file.add("\n".join(texts))
 
     def stop(self) -> None:
         """Write what waits and end the thread, within some seconds."""
@@ -313,7 +330,7 @@ class LogFile(RotatingFileHandler):
         self.add(self.format(record))
 
     def add(self, text: str) -> None:
-        """Append a line that is text already, as `emit` does."""
+        """Append one or more lines that are text already, as `emit` does."""
         data = f"{text}\n".encode("utf-8", "backslashreplace")
         self._waiting.append(data)
         self._waiting_size += len(data)
@@ -324,14 +341,14 @@ class LogFile(RotatingFileHandler):
         """Write what waits, in one piece where that goes into the file as it is."""
         lines, self._waiting = self._waiting, []
         size, self._waiting_size = self._waiting_size, 0
-        if len(lines) > 1 and self._has_room_for(size):
+        if lines and self._has_room_for(size):
             with suppress(OSError):  # what does not go together may go line by line
                 self._append(b"".join(lines))
                 self.is_failing = False
                 return
-        for line in lines:
+        for line in b"".join(lines).split(b"\n")[:-1]:
             try:
-                self._append(line)
+                self._append(line + b"\n")
             except OSError as fault:
                 self.lost += 1
                 self.is_failing = True

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -73,7 +73,7 @@ class _OpenRequest:
 
     asker: Asker
     observer: Observer
-    questions: set[asyncio.Task[Any]] = field(default_factory=set)
+    questions: set[asyncio.Task[Any]] | None = None
 
 
 _current: ContextVar[_OpenRequest | None] = ContextVar("mcpgw_current_request", default=None)
@@ -247,7 +247,9 @@ class Connection:
             else:
                 answered.set_result(raw or {})
 
-        call = self.begin_call(name, arguments, meta, asker=asker, observer=observer, on_end=on_end)
+        call = self.begin_call(
+            name, arguments, meta, asker=asker, observer=observer, on_end=on_end, is_traced=True
+        )
         try:
             return await answered
         except asyncio.CancelledError:
@@ -271,8 +273,11 @@ class Connection:
         asker: Asker,
         observer: Observer,
         on_end: "OnCallEnd",
+        is_traced: bool = False,
     ) -> "OpenToolCall":
         """Send a call; `on_end` is called once with the raw result or why there is none, unless cancelled.
+
+        With the present trace where it `is_traced`.
 
         Raises:
             MCPError: it was not sent.
@@ -284,7 +289,7 @@ class Connection:
             params["_meta"] = meta
         self._open[call.opened] = time.monotonic()
         try:
-            call.call = self._direct.begin_call(params, call.end, observer.progress)
+            call.call = self._direct.begin_call(params, call.end, observer.progress, is_traced=is_traced)
         except BaseException:
             del self._open[call.opened]
             raise
@@ -299,7 +304,7 @@ class Connection:
         if abandoned:
             self._abandoned[opened.asker] = time.monotonic() + _ABANDONED
         del self._open[opened]
-        for question in opened.questions:
+        for question in opened.questions or ():
             question.cancel()
 
     async def list_tools(self) -> dict[str, Tool]:
@@ -414,6 +419,7 @@ class Connection:
             return refused
         # A task of its own: it ends with its call, whatever the server still waits for.
         question: asyncio.Task[Any] = asyncio.create_task(answer_input(opened.observer, request))
+        opened.questions = opened.questions or set()
         opened.questions.add(question)
         try:
             await asyncio.wait({question})

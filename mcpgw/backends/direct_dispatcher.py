@@ -146,11 +146,13 @@ class DirectDispatcher:
         """Whether it is known what the SDK says of the client in each request; from the first list on."""
         return self._stamp is not None
 
-    def begin_call(self, params: dict[str, Any], on_end: OnEnd, on_progress: OnProgress) -> DirectCall:
+    def begin_call(
+        self, params: dict[str, Any], on_end: OnEnd, on_progress: OnProgress, *, is_traced: bool
+    ) -> DirectCall:
         """Send a ``tools/call``; `on_end` is called once, unless `cancel` comes first.
 
         `params` are sent with what the SDK says of the client in each request (from 2026-07-28 on), with a
-        progress token, and with the present trace.
+        progress token, and with the present trace where it `is_traced`.
 
         Raises:
             MCPError: the call was not sent.
@@ -164,7 +166,7 @@ class DirectDispatcher:
             name = f"MCP send tools/call {params['name']}"
             call.span = _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
             inject(meta, context=trace.set_span_in_context(call.span))
-        elif contexts.get_current():
+        elif is_traced and contexts.get_current():
             inject(meta)
         params["_meta"] = meta
         message = {"jsonrpc": "2.0", "id": call_id, "method": "tools/call", "params": params}
