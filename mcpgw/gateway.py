@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from mcpgw.access.callers import Caller
@@ -27,13 +28,8 @@ from mcpgw.access.permissions import (
 from mcpgw.access.tokens import Principal
 from mcpgw.approvals import Approvals
 from mcpgw.arguments import ArgumentChecks
-from mcpgw.backends import mcp_requests
-from mcpgw.backends.backend import Backend
-from mcpgw.backends.direct_call import DirectToolCall, OnToolEnd
-from mcpgw.backends.lists import ListKind
 from mcpgw.backends.requests import Asker, Observer, SilentObserver
-from mcpgw.backends.server import Server
-from mcpgw.backends.status import BackendState, BackendStatus, Offer
+from mcpgw.backends.status import BackendState, BackendStatus, ListKind, Offer
 from mcpgw.backends.tools import Tool, ToolResult
 from mcpgw.call_time import CallTime, TimedObserver, WheelTime
 from mcpgw.deadlines import Deadlines
@@ -56,6 +52,12 @@ from mcpgw.servers import GatewayListener, Servers
 from mcpgw.settings import BackendSettings, CallSettings
 from mcpgw.tool_policy import ServedTool, serve_tools
 from mcpgw.tracing import Tracing
+
+if TYPE_CHECKING:  # the MCP SDK is imported with the first server: see `Servers`
+    from mcpgw.backends.backend import Backend
+    from mcpgw.backends.direct_call import DirectToolCall, OnToolEnd
+    from mcpgw.backends.mcp_requests import Maker
+    from mcpgw.backends.server import Server
 
 __all__ = ["BegunCall", "CallCounts", "Gateway", "GatewayListener"]
 
@@ -241,7 +243,7 @@ class Gateway(Servers):
         return found
 
     async def _list_soon(
-        self, caller: Caller, kind: ListKind, server: Server
+        self, caller: Caller, kind: ListKind, server: "Server"
     ) -> list[tuple[str, dict[str, Any]]]:
         """The list of one server among others; where it does not come soon, the last that is known."""
         if server.state is not BackendState.DEGRADED:
@@ -303,7 +305,7 @@ class Gateway(Servers):
         *,
         timeout_ms: int | None,
         observer: Observer,
-        on_end: OnToolEnd,
+        on_end: "OnToolEnd",
     ) -> "BegunCall | None":
         """Call one tool without a task, where all it takes is to send it now; else None, and nothing done.
 
@@ -390,7 +392,7 @@ class Gateway(Servers):
     async def _approved(
         self,
         caller: Caller,
-        server: Server,
+        server: "Server",
         entry: ServedTool,
         given: Mapping[str, Any],
         arguments: Mapping[str, Any],
@@ -442,7 +444,7 @@ class Gateway(Servers):
         Raises:
             GatewayError: with the code of what went wrong.
         """
-        make = mcp_requests.read_resource(uri, meta)
+        make = self._requests(caller, server_id).read_resource(uri, meta)
         return await self._request(caller, server_id, make, observer, timeout_ms)
 
     async def get_prompt(
@@ -461,7 +463,7 @@ class Gateway(Servers):
         Raises:
             GatewayError: with the code of what went wrong.
         """
-        make = mcp_requests.get_prompt(name, arguments, meta)
+        make = self._requests(caller, server_id).get_prompt(name, arguments, meta)
         return await self._request(caller, server_id, make, observer, timeout_ms)
 
     async def complete(
@@ -477,14 +479,22 @@ class Gateway(Servers):
         Raises:
             GatewayError: with the code of what went wrong.
         """
-        make = mcp_requests.complete(ref, argument, context)
+        make = self._requests(caller, server_id).complete(ref, argument, context)
         return await self._request(caller, server_id, make, None, None)
+
+    def _requests(self, caller: Caller, server_id: str) -> ModuleType:
+        """What makes requests for a server, once it is known that there is one, and so the MCP SDK."""
+        self._refuse_while_draining()
+        self._usable_server(caller.principal, server_id)
+        from mcpgw.backends import mcp_requests  # noqa: PLC0415 - imported with the first server
+
+        return mcp_requests
 
     async def _request(
         self,
         caller: Caller,
         server_id: str,
-        make: mcp_requests.Maker,
+        make: "Maker",
         observer: Observer | None,
         timeout_ms: int | None,
     ) -> dict[str, Any]:
@@ -518,7 +528,7 @@ class Gateway(Servers):
         async with self._call_time(server_id, None):
             await server.unwatch_resource(_asker(caller), uri)
 
-    def _served_tools(self, server: Server, asker: Asker) -> Mapping[str, ServedTool]:
+    def _served_tools(self, server: "Server", asker: Asker) -> Mapping[str, ServedTool]:
         """The tools of a server for `asker` as its policy has them, by the names that callers see."""
         speaker = server.speaker(asker)
         tools, kept = speaker.tools, self._last_served.get(server.id)
@@ -547,14 +557,14 @@ class Gateway(Servers):
                 "the gateway is ending and takes no new calls", retry_after_ms=round(left * 1000) + 1000
             )
 
-    def _visible_server(self, principal: Principal, server_id: str) -> Server:
+    def _visible_server(self, principal: Principal, server_id: str) -> "Server":
         server = self._servers.get(server_id)
         if server is None:
             visible = [name for name in self._servers if may_call_any(principal, name)]
             raise ServerNotFound(f"no server {server_id[:64]!r}{suggest(server_id, visible)}")
         return server
 
-    def _usable_server(self, principal: Principal, server_id: str) -> Server:
+    def _usable_server(self, principal: Principal, server_id: str) -> "Server":
         """A server all of which the caller may use: what no single tool stands for."""
         server = self._visible_server(principal, server_id)
         require_use_server(principal, server_id)
@@ -567,7 +577,7 @@ class Gateway(Servers):
         except ServerUnavailable as error:
             raise _discreet(principal, error) from error.__cause__
 
-    def _unavailable(self, principal: Principal, server: Server) -> ServerUnavailable:
+    def _unavailable(self, principal: Principal, server: "Server") -> ServerUnavailable:
         return _discreet(principal, server.unavailable())
 
     def _call_seconds(self, server_id: str, timeout_ms: int | None) -> tuple[float, float, float]:
@@ -595,7 +605,7 @@ class BegunCall:
     __slots__ = ("_gateway", "_limit", "_on_end", "_principal", "_server_id", "_started", "call")
 
     def __init__(
-        self, gateway: Gateway, server_id: str, principal: Principal, limit: WheelTime, on_end: OnToolEnd
+        self, gateway: Gateway, server_id: str, principal: Principal, limit: WheelTime, on_end: "OnToolEnd"
     ) -> None:
         self._gateway = gateway
         self._server_id = server_id
@@ -630,7 +640,7 @@ class BegunCall:
         if (on_end := self._end(outcome)) is not None:
             on_end(result, error)
 
-    def _end(self, outcome: str) -> OnToolEnd | None:
+    def _end(self, outcome: str) -> "OnToolEnd | None":
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             self._limit.stop()

@@ -15,7 +15,7 @@ from mcpgw.access.configured import configured_tokens
 from mcpgw.access.permissions import require_approve, require_publish_events
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.administration import Administration
-from mcpgw.aggregate import McpDoor, Visit
+from mcpgw.aggregate import McpEntrance, Visit
 from mcpgw.approvals import Approvals
 from mcpgw.audit import Actor, Audit
 from mcpgw.bus import Bus, LocalBus
@@ -93,7 +93,7 @@ class Services:
     metrics: Metrics
     audit: Audit
     tracing: Tracing
-    mcp: McpDoor
+    mcp: McpEntrance
     store: Store
     catalogs: CatalogService
     administration: Administration
@@ -380,11 +380,11 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                 )
                 records = CallRecords(bus, audit, metrics)
                 gateway.approvals = Approvals(bus, audit)
-                door = McpDoor(
+                mcp = McpEntrance(
                     gateway, limits, records, config.mcp, max_body_size=config.server.max_body_size
                 )
                 try:
-                    async with door.running() as mcp, _watched(configuration, stored.seen):
+                    async with _watched(configuration, stored.seen):
                         yield Services(
                             configuration,
                             gateway,
@@ -403,6 +403,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                             administration,
                         )
                 finally:
+                    await mcp.close()
                     sessions.close()  # before the audit log, which has the ends of their calls
         finally:
             logging.getLogger("mcpgw").removeHandler(log_handler)

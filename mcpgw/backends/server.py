@@ -18,12 +18,12 @@ from mcpgw.backends.backend import Backend
 from mcpgw.backends.connection import Connection, forwarded_meta
 from mcpgw.backends.direct_call import DirectToolCall, OnToolEnd
 from mcpgw.backends.instances import Instance, Instances
-from mcpgw.backends.lists import KeptLists, ListKind, capability_of
+from mcpgw.backends.lists import KeptLists, capability_of
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.backends.requests import NOBODY, Asker, Observer
 from mcpgw.backends.slots import Slots
 from mcpgw.backends.state_events import StateEvents
-from mcpgw.backends.status import BEST_FIRST, BackendState, BackendStatus, Offer
+from mcpgw.backends.status import BEST_FIRST, BackendState, BackendStatus, ListKind, Offer
 from mcpgw.backends.tools import Tool, ToolResult
 from mcpgw.backends.watchers import Watchers
 from mcpgw.errors import OutcomeUnknown, QueueFull, ServerUnavailable
