@@ -110,7 +110,9 @@ def _mould() -> str:
 
 def serve_copies(address: str) -> None:
     """Fork a copy for each who asks at `address`, until stdin is closed."""
-    for name in ("mcpgw.app", "mcpgw.cli", "mcpgw.cli.serve"):
+    # The last two come when they are needed: with the first server, with the first request to /mcp.
+    modules = ("mcpgw.app", "mcpgw.cli", "mcpgw.cli.serve", "mcpgw.backends.server", "mcpgw.aggregate.door")
+    for name in modules:
         importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
