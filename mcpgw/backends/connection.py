@@ -23,8 +23,10 @@ from pydantic import TypeAdapter, ValidationError
 from mcpgw import __version__
 from mcpgw.backends import sdk_seam
 from mcpgw.backends.direct_dispatcher import DirectCall, DirectDispatcher
+from mcpgw.backends.direct_http import DirectHttp
 from mcpgw.backends.direct_stdio import DirectStdio
 from mcpgw.backends.failures import in_words
+from mcpgw.backends.http import HttpTransport
 from mcpgw.backends.inputs import answer_input, refusal
 from mcpgw.backends.requests import Asker, Observer
 from mcpgw.backends.rounds import run_rounds
@@ -104,10 +106,17 @@ class Connection:
             list_roots_callback=self._on_roots,
             cache=None,
         )
-        if isinstance(transport, StdioTransport) and sdk_seam.takes_dispatcher(self.client):
+        if not sdk_seam.takes_dispatcher(self.client):
+            return
+        pipes: DirectStdio | DirectHttp
+        if isinstance(transport, StdioTransport):
             pipes = DirectStdio(transport, self._tap)
-            self._direct = pipes.dispatcher
-            sdk_seam.give_dispatcher(self.client, pipes)
+        elif isinstance(transport, HttpTransport) and not transport.is_legacy:
+            pipes = DirectHttp(transport, self._tap)
+        else:
+            return
+        self._direct = pipes.dispatcher
+        sdk_seam.give_dispatcher(self.client, pipes)
 
     async def __aenter__(self) -> Self:
         await self.client.__aenter__()
@@ -288,11 +297,14 @@ class Connection:
         if meta:
             params["_meta"] = meta
         self._open[call.opened] = time.monotonic()
+        token = _current.set(call.opened)
         try:
             call.call = self._direct.begin_call(params, call.end, observer.progress, is_traced=is_traced)
         except BaseException:
             del self._open[call.opened]
             raise
+        finally:
+            _current.reset(token)
         return call
 
     @property
@@ -318,6 +330,8 @@ class Connection:
             for _ in range(_MOST_PAGES):
                 # Not as a raw result: the SDK keeps what the schemas say of HTTP headers (MCP 2026-07-28).
                 page = await self.client.list_tools(cursor=cursor)
+                if self._direct is not None:
+                    self._direct.tools_listed(page.tools)
                 for tool in page.tools:
                     tools[tool.name] = Tool.from_json(self._tap.listed_tools[tool.name])
                 cursor = page.next_cursor

@@ -1,16 +1,16 @@
-"""JSON-RPC with a child, without a stream or a task between its pipes and those who wait.
+"""JSON-RPC with a server, without a stream or a task between its pipes and those who wait.
 
 `DirectDispatcher` is a dispatcher as the SDK's public protocol has it (`mcp.shared.dispatcher`): the SDK's
 session on top of it stays in charge of the handshake, of notifications and of what the child asks. Calls of
 tools go past that session by `begin_call`, whose answer comes as a callback, in the same turn of the loop in
-which it was read.
+which it was read. How messages get out is said for stdio here, and for HTTP in `mcpgw.backends.direct_http`.
 """
 
 import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeGuard
@@ -171,7 +171,7 @@ class DirectDispatcher:
         params["_meta"] = meta
         message = {"jsonrpc": "2.0", "id": call_id, "method": "tools/call", "params": params}
         try:
-            self._write(msgspec.json.encode(message), call_id)
+            self._send_call(call, message)
         except BaseException:
             if call.span is not None:
                 call.span.end()
@@ -196,10 +196,13 @@ class DirectDispatcher:
         return True
 
     def not_sent(self, request_id: types.RequestId, error: types.ErrorData) -> None:
-        """What was given to the writer was not written after all."""
+        """What was given to the writer was not written after all, or gets no answer for another reason."""
         waiting = self._pending.pop(coerce_request_id(request_id), None)
         if waiting is not None:
             waiting.end(None, error)
+
+    def tools_listed(self, tools: Iterable[types.Tool]) -> None:
+        """The server has listed these tools, maybe among others."""
 
     def _stamped(self, meta: Mapping[str, Any] | None) -> dict[str, Any]:
         """The ``_meta`` of a call: the stamp of the session's own requests, and what the caller says.
@@ -250,7 +253,7 @@ class DirectDispatcher:
             self._tap.sent(message)
             self._pending[coerce_request_id(request_id)] = request
             try:
-                self._send(message, request_id)
+                self._send(message, request_id, options)
                 async with asyncio.timeout(options.get("timeout")):
                     return await request.answered
             except TimeoutError:
@@ -268,10 +271,10 @@ class DirectDispatcher:
         self,
         method: str,
         params: Mapping[str, Any] | None,
-        opts: CallOptions | None = None,  # noqa: ARG002 - the SDK's protocol
+        opts: CallOptions | None = None,
     ) -> None:
         """See `mcp.shared.dispatcher.Outbound`."""
-        self._notify(method, params)
+        self._notify(method, params, opts)
 
     async def run(
         self,
@@ -445,13 +448,25 @@ class DirectDispatcher:
     def _say_cancelled(self, request_id: types.RequestId, reason: str) -> None:
         self._notify("notifications/cancelled", {"requestId": request_id, "reason": reason})
 
-    def _notify(self, method: str, params: Mapping[str, Any] | None) -> None:
+    def _notify(
+        self, method: str, params: Mapping[str, Any] | None, options: CallOptions | None = None
+    ) -> None:
         given = {} if params is None else {"params": dict(params)}
         message = types.JSONRPCNotification(jsonrpc="2.0", method=method, **given)
         with suppress(MCPError):  # nobody is there who could hear it
-            self._send(message)
+            self._send(message, options=options)
 
-    def _send(self, message: types.JSONRPCMessage, request_id: types.RequestId | None = None) -> None:
+    def _send_call(self, call: DirectCall, message: dict[str, Any]) -> None:
+        """Send a ``tools/call``."""
+        self._write(msgspec.json.encode(message), call.id)
+
+    def _send(
+        self,
+        message: types.JSONRPCMessage,
+        request_id: types.RequestId | None = None,
+        options: CallOptions | None = None,  # noqa: ARG002 - they are meant for HTTP
+    ) -> None:
+        """Send any other message."""
         self._write(message.model_dump_json(by_alias=True, exclude_unset=True).encode(), request_id)
 
     def _write(self, line: bytes, request_id: types.RequestId | None) -> None:

@@ -17,7 +17,7 @@ _NAME: Final = "_connect"
 _PARAMETERS: Final = ["exit_stack", "_mode", "_raise_exceptions"]
 
 uses_direct_pipes = True
-"""Whether children are spoken to past the SDK's streams; switched off by tests that compare the two."""
+"""Whether servers are spoken to past the SDK's streams; switched off by tests that compare the two."""
 
 
 def takes_dispatcher(client: Client) -> bool:

@@ -1,4 +1,4 @@
-"""The ways to a child: past the SDK's streams, and through them. What they do must be the same."""
+"""The ways to a server: past the SDK's streams, and through them. What they do must be the same."""
 
 import pytest
 
@@ -7,7 +7,6 @@ from tests.support import backends
 
 _WITHOUT_PIPES = {
     "test_direct_stdio",
-    "test_http",
     "test_legacy_sse",
     "test_lines",
     "test_memory",
@@ -21,27 +20,12 @@ _OF_SERVERS = {"test_offers", "test_server", "test_watching"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of stdio backends on both ways, those of servers also by calls without a task."""
+    """Run the tests of backends on both ways, those of servers also by calls without a task."""
     module = metafunc.definition.path.stem
     if module not in _WITHOUT_PIPES:
         metafunc.fixturenames.append("pipes")
         ways = ["direct", "streams", "begun"] if module in _OF_SERVERS else ["direct", "streams"]
         metafunc.parametrize("pipes", ways, indirect=True)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what has no pipes: a test that was given HTTP runs once."""
-    spared = [item for item in items if _is_spared(item)]
-    if spared:
-        config.hook.pytest_deselected(items=spared)
-        items[:] = [item for item in items if item not in set(spared)]
-
-
-def _is_spared(item: pytest.Item) -> bool:
-    given = getattr(item, "callspec", None)
-    parameters = {} if given is None else given.params
-    is_over_http = str(parameters.get("way", "")).startswith("http")
-    return is_over_http and parameters.get("pipes", "direct") != "direct"
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ async def test_a_server_that_does_not_answer_notifications_delays_nobody(io_loop
                 await call(backend, "hang", seconds=0.2)
             assert time.monotonic() - began < 1
             await call(backend, "echo", seconds=1)
-        assert server.methods().count("notifications/cancelled") == 3
+        await until(lambda: server.methods().count("notifications/cancelled") == 3, seconds=2)
 
 
 @pytest.mark.gen_test(timeout=20)
