@@ -62,8 +62,9 @@ class DirectHttp:
         self.dispatcher.close()
         self._pump.cancel()
         try:
-            await asyncio.wait({self._pump})
-            await self.dispatcher.end()
+            with anyio.CancelScope(shield=True):  # the SDK's transport cancels who leaves it after a fault
+                await asyncio.wait({self._pump})
+                await self.dispatcher.end()
         finally:
             result = await self._transport.__aexit__(exc_type, exc_value, traceback)
         return result

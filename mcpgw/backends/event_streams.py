@@ -81,8 +81,11 @@ class EventReader:
             self._type = value
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode(errors="replace")
-        elif name == b"retry" and value.isdigit():
-            self._retry = int(value)
+        elif name == b"retry":
+            try:
+                self._retry = int(value)
+            except ValueError:
+                return None
         else:
             return None
         self._is_pending = True

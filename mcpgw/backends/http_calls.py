@@ -8,6 +8,7 @@ what they mean, and so they mean the same. A call is never sent twice. Source: M
 """
 
 import asyncio
+import io
 import logging
 import ssl
 from collections import deque
@@ -16,7 +17,6 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Final, Literal, Protocol
 
 import aiohttp
@@ -41,6 +41,7 @@ _MOST_HEADERS: Final = 256
 # What may stand behind the answer in an event stream, before its connection can be used again.
 _REST_SECONDS: Final = 1.0
 _LONGEST_REST: Final = 64 * 1024
+_LONGEST_PIECE: Final = 512 * 1024
 _TOO_LARGE: Final = local_error(LocalFault.TOO_LARGE, "the answer is over the limit of one message")
 _FAULTS: Final = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -87,7 +88,7 @@ class HttpCall:
     headers: Mapping[str, str] = field(repr=False)
     context: Context = field(repr=False)
     task: asyncio.Task[None] | None = None
-    is_sent: bool = False
+    is_unsent: bool = True
 
     def abandon(self) -> None:
         """Let its connection go, whatever the server still has to say."""
@@ -126,7 +127,7 @@ class HttpCalls:
         self._session: aiohttp.ClientSession | None = None
         self._open: dict[int, HttpCall] = {}
         self._waiting: deque[HttpCall] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[Any], HttpCall] = {}
         # Connections outlive the calls that open them, and would keep what is in their contexts.
         self._context = Context()
         self.is_redirected = False
@@ -143,14 +144,15 @@ class HttpCalls:
     def withdraw(self, call_id: int) -> bool:
         """Give a call up; true where nothing of it was sent, so that the server need not hear of it."""
         call = self._open.get(call_id)
-        if call is None or call.is_sent:
+        if call is None:
             return False
         if call.task is None:
             self._waiting.remove(call)
             del self._open[call.id]
-        else:
+            return True
+        if call.is_unsent:
             call.task.cancel()
-        return True
+        return call.is_unsent
 
     def abort(self, call_id: int) -> None:
         """Let the connection of a call go, which is how it is cancelled from 2026-07-28 on."""
@@ -172,7 +174,7 @@ class HttpCalls:
         work = self._run(call)
         call.task = asyncio.get_running_loop().create_task(work, context=self._context)
         call.task.add_done_callback(partial(self._ended, call))  # it may be cancelled before it begins
-        self._running.add(call.task)
+        self._running[call.task] = call
         self._layer.watch(call.id, call)
 
     async def _run(self, call: HttpCall) -> None:
@@ -186,7 +188,7 @@ class HttpCalls:
     def _ended(self, call: HttpCall, task: asyncio.Task[None]) -> None:
         self._layer.forget(call.id, call)
         self._open.pop(call.id, None)
-        self._running.discard(task)
+        del self._running[task]
         call.task = None  # the two would keep each other
         while self._waiting and len(self._running) < self._most_connections:
             self._start(self._waiting.popleft())
@@ -194,13 +196,13 @@ class HttpCalls:
     async def _exchange(self, call: HttpCall) -> None:
         headers = CIMultiDict(self._layer.list_headers or ())
         headers.update(call.headers)
+        call.is_unsent = False  # but for as long as it waits for its connection
         try:
             response = await self._pool().post(
                 self._url,
-                data=msgspec.json.encode(call.message),
+                data=_payload(msgspec.json.encode(call.message)),
                 headers=headers,
                 allow_redirects=False,
-                trace_request_ctx=call,
             )
         except _FAULTS as error:
             self._fail(call, error)
@@ -216,12 +218,9 @@ class HttpCalls:
 
     def _pool(self) -> aiohttp.ClientSession:
         if self._session is None:
-            trace = aiohttp.TraceConfig()
-            trace.on_connection_create_end.append(_is_sent_now)
-            trace.on_connection_reuseconn.append(_is_sent_now)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0, ssl=self._ssl_context, keepalive_timeout=_IDLE_SECONDS
+                connector=_Connector(
+                    self._running, limit=0, ssl=self._ssl_context, keepalive_timeout=_IDLE_SECONDS
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -229,23 +228,25 @@ class HttpCalls:
                 max_line_size=_LONGEST_HEADER,
                 max_field_size=_LONGEST_HEADER,
                 max_headers=_MOST_HEADERS,
-                trace_configs=[trace],
             )
         return self._session
 
     def _fail(self, call: HttpCall, error: Exception) -> None:
         """End a call that has met a fault of the network."""
         fault: httpx2.TransportError
-        root = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
-        reason = type(error).__name__ if root is None else str(root)
-        if call.is_sent:
-            timed_out = isinstance(error, TimeoutError)
-            fault = httpx2.ReadTimeout(reason) if timed_out else httpx2.ReadError(reason)
-        elif isinstance(error, TimeoutError):
-            fault = httpx2.ConnectTimeout(reason)
-        else:
-            fault = httpx2.ConnectError(reason)
-        fault.__cause__ = root
+        reason = type(error).__name__
+        match error:
+            case aiohttp.ClientConnectorCertificateError():
+                fault = httpx2.ConnectError(str(error.certificate_error))
+            case aiohttp.ClientConnectorError():
+                fault = httpx2.ConnectError(str(error.os_error))
+                fault.__cause__ = error.os_error
+            case aiohttp.ConnectionTimeoutError():
+                fault = httpx2.ConnectTimeout(reason)
+            case TimeoutError():
+                fault = httpx2.ReadTimeout(reason)
+            case _:
+                fault = httpx2.ReadError(reason)
         self._ends.not_sent(call.id, self._layer.fault(fault))
 
     # --- answers -------------------------------------------------------------------------------------------
@@ -385,8 +386,26 @@ class _Body(httpx2.AsyncByteStream):
         self._response.close()
 
 
-async def _is_sent_now(_session: object, context: SimpleNamespace, _parameters: object) -> None:
-    """A call has a connection: from here on it may have reached the server."""
-    call = context.trace_request_ctx
-    if isinstance(call, HttpCall):
-        call.is_sent = True
+class _Connector(aiohttp.TCPConnector):
+    """Connections of one pool; it is known which calls still wait for theirs."""
+
+    def __init__(self, calls: Mapping[asyncio.Task[Any], HttpCall], **options: Any) -> None:
+        super().__init__(**options)
+        self._calls = calls
+
+    async def connect(self, *given: Any, **named: Any) -> Any:
+        """See `aiohttp.BaseConnector.connect`; runs in the task of a call."""
+        task = asyncio.current_task()
+        call = None if task is None else self._calls.get(task)
+        if call is None:
+            return await super().connect(*given, **named)
+        call.is_unsent = True
+        try:
+            return await super().connect(*given, **named)
+        finally:
+            call.is_unsent = False
+
+
+def _payload(body: bytes) -> aiohttp.BytesPayload | io.BytesIO:
+    """`body` for aiohttp, which warns of a long one unless it can write it in pieces."""
+    return aiohttp.BytesPayload(body) if len(body) <= _LONGEST_PIECE else io.BytesIO(body)

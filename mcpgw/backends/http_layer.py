@@ -72,7 +72,7 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request; never raises a network fault."""
-        message = _message_of(request)
+        message = await _message_of(request)
         request_id, method = message.get("id"), message.get("method")
         if request.method == "DELETE":
             return await self._end_session(request)
@@ -406,11 +406,11 @@ def _stream_of(response: httpx2.Response) -> httpx2.AsyncByteStream:
     return stream
 
 
-def _message_of(request: httpx2.Request) -> dict[str, Any]:
+async def _message_of(request: httpx2.Request) -> dict[str, Any]:
     """The JSON-RPC message that a request of the SDK carries; nothing where it carries none."""
     if request.method != "POST":
         return {}
-    message = json.loads(request.content)
+    message = json.loads(await request.aread())  # one that follows a redirect has only a stream
     return message if isinstance(message, dict) else {}
 
 

@@ -6,6 +6,7 @@ from mcpgw.backends import sdk_seam
 from tests.support import backends
 
 _WITHOUT_PIPES = {
+    "test_direct_http",
     "test_direct_stdio",
     "test_legacy_sse",
     "test_lines",
