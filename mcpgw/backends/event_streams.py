@@ -95,7 +95,7 @@ class EventReader:
         event = None
         if self._is_pending:
             event = Event(self._type or b"message", b"\n".join(self._data))
-            self.last_id = self._id
+            self.last_id = self._id or self.last_id  # an empty one takes nothing back, as in the SDK
             if self._retry is not None:
                 self.retry = self._retry
         self._clear()

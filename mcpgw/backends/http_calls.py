@@ -125,6 +125,8 @@ class HttpCalls:
         self._max_message_size = max_message_size
         self._most_connections = most_connections
         self._session: aiohttp.ClientSession | None = None
+        self._known: tuple[tuple[str, str], ...] = ()
+        self._headers: CIMultiDict[str] = CIMultiDict()
         self._open: dict[int, HttpCall] = {}
         self._waiting: deque[HttpCall] = deque()
         self._running: dict[asyncio.Task[Any], HttpCall] = {}
@@ -194,7 +196,10 @@ class HttpCalls:
             self._start(self._waiting.popleft())
 
     async def _exchange(self, call: HttpCall) -> None:
-        headers = CIMultiDict(self._layer.list_headers or ())
+        known = self._layer.list_headers or ()
+        if known is not self._known:
+            self._known, self._headers = known, CIMultiDict(known)
+        headers = self._headers.copy()
         headers.update(call.headers)
         call.is_unsent = False  # but for as long as it waits for its connection
         try:
