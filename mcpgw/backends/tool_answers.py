@@ -10,6 +10,8 @@ from mcp_types.methods import validate_server_result
 _METHOD: Final = "tools/call"
 LATER_MEMBERS: Final = ("inputRequests", "requestState", "resultType")
 """Members that 2026-07-28 has brought; the SDK's session drops them from answers of earlier revisions."""
+_CACHE_HINTS: Final = ("ttlMs", "cacheScope")
+"""Members that results of other methods have, and some servers give to all; no answer is refused for them."""
 _ABSENT: Final = object()
 
 
@@ -53,5 +55,5 @@ def _is_plain(raw: dict[str, Any], *, is_modern: bool) -> bool:
     if is_modern:
         if raw.get("resultType") != "complete":
             return False
-        known += 1
+        known += 1 + sum(name in raw for name in _CACHE_HINTS)
     return known == len(raw)

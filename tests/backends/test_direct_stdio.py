@@ -73,6 +73,8 @@ RESULTS = st.fixed_dictionaries(
         "_meta": ANY | st.dictionaries(st.text(max_size=1), ANY, max_size=1),
         "resultType": ANY,
         "other": ANY,
+        "ttlMs": ANY,
+        "cacheScope": ANY,
     },
 )
 
