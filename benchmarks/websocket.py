@@ -28,19 +28,23 @@ def upgrade_request(port: int, path: str, headers: Mapping[str, str], *, deflate
     return "\r\n".join([*lines, "\r\n"]).encode()
 
 
-def client_frame(opcode: int, payload: bytes, *, deflate: bool = False) -> bytes:
-    """A whole message of a client. Its mask is zero, which leaves the payload as it is (section 5.3)."""
+def client_frame(opcode: int, payload: bytes, *, deflate: bool = False, mask: bytes = _NO_MASK) -> bytes:
+    """A whole message of a client. A mask of zero leaves the payload as it is (section 5.3)."""
     first = 0x80 | opcode
     if deflate:
         deflater = zlib.compressobj(1, wbits=-9)
         payload = (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
         first |= 0x40
     size = len(payload)
+    if mask != _NO_MASK:
+        repeated = (mask * (size // 4 + 1))[:size]
+        masked = int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")
+        payload = masked.to_bytes(size, "little")
     if size < 126:
-        return struct.pack("!BB", first, 0x80 | size) + _NO_MASK + payload
+        return struct.pack("!BB", first, 0x80 | size) + mask + payload
     if size < 65536:
-        return struct.pack("!BBH", first, 0x80 | 126, size) + _NO_MASK + payload
-    return struct.pack("!BBQ", first, 0x80 | 127, size) + _NO_MASK + payload
+        return struct.pack("!BBH", first, 0x80 | 126, size) + mask + payload
+    return struct.pack("!BBQ", first, 0x80 | 127, size) + mask + payload
 
 
 def frame_at(data: bytes, position: int) -> tuple[int, int, int] | None:
