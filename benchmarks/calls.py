@@ -64,7 +64,11 @@ _HTTP_LIMITS = (
     "Answers as event streams, and servers that keep sessions.",
     (
         "Without a gateway, the generator sends bare requests on kept connections: that is what the server "
-        "itself can do, not what an MCP client can. mcpo speaks the handshake revisions alone."
+        "itself can do, not what an MCP client can."
+    ),
+    (
+        "mcpo speaks the handshake revisions alone. fastmcp begins a session with the server for each call; "
+        "the others keep theirs."
     ),
 )
 

@@ -12,9 +12,10 @@ import argparse
 import json
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks.installations import UnavailableError
 from benchmarks.processes import processor_seconds
@@ -52,8 +53,8 @@ class Side:
     publisher: Publisher
     rounds: list[tuple[float, float, float]] = field(default_factory=list)
 
-    def measure(self, readers: int, events: int) -> None:
-        """One round."""
+    def measure(self, readers: int, events: int, after_each: Callable[[], None]) -> None:
+        """One round; `after_each` event is not part of it."""
         busy, before = 0, processor_seconds(self.server.pid)
         for number in range(events):
             for part in self.readers:
@@ -61,6 +62,7 @@ class Side:
             sent = time.monotonic_ns()
             self._publish(number, sent)
             busy += max(part.received(_DELIVERY_SECONDS) for part in self.readers) - sent
+            after_each()
         used = processor_seconds(self.server.pid) - before
         delays = array("Q")
         for part in self.readers:
@@ -106,16 +108,22 @@ def starters(readers: int) -> dict[str, Callable[[], AbstractContextManager[Serv
 
 @contextmanager
 def opened(
-    name: str, start: Callable[[], AbstractContextManager[ServerProcess]], readers: int, processes: int
+    name: str,
+    start: Callable[[], AbstractContextManager[ServerProcess]],
+    readers: int,
+    options: argparse.Namespace,
+    others: Sequence[Side],
 ) -> Iterator[Side]:
-    """The server `name` with its readers and its publisher."""
+    """The server `name` with its readers and its publisher. Meanwhile the `others` stay alive."""
+    processes = options.processes
     with ExitStack() as stack:
         server = stack.enter_context(start())
         headers = server.headers(readers)
-        parts = [
-            stack.enter_context(closing(Readers(server.port, server.path, headers[first::processes])))
-            for first in range(processes)
-        ]
+        parts = []
+        for first in range(processes):
+            part = Readers(server.port, server.path, headers[first::processes])
+            parts.append(stack.enter_context(closing(part)))
+            _answer_pings(others)
         if isinstance(server, GatewayProcess):
             token = server.token("publisher", "admin", "rooms:join")
             publisher = Publisher(server.port, server.path, {"Authorization": f"Bearer {token}"})
@@ -126,10 +134,17 @@ def opened(
             publisher.read_until('"subscribed"')
             for part in parts:
                 part.exchange(subscribe, '"subscribed"')
+                publisher.answer_pings()
         else:
             publisher = Publisher(server.port, "/publish", {})
             stack.enter_context(closing(publisher))
         yield Side(name, server, parts, publisher)
+
+
+def _answer_pings(sides: Sequence[Side]) -> None:
+    """Keep the publishers alive while it is not their turn. The readers keep themselves alive."""
+    for side in sides:
+        side.publisher.answer_pings()
 
 
 def measure_fanout(options: argparse.Namespace) -> Section:
@@ -144,7 +159,7 @@ def measure_fanout(options: argparse.Namespace) -> Section:
                 "reached everybody. p99 is the delay of a delivery, CPU the server's own."
             )
         ],
-        versions=versions(),
+        versions=versions(with_nchan=True),
         limits=[
             "The readers share the machine's cores with the server: each receipt costs them some 3 µs.",
             "mcpgw's readers are one user each and have a filter; the others send to whoever is there.",
@@ -162,16 +177,16 @@ def _compare(readers: int, options: argparse.Namespace, section: Section) -> Tab
         sides: list[Side] = []
         for name, start in starters(readers).items():
             try:
-                sides.append(stack.enter_context(opened(name, start, readers, options.processes)))
+                sides.append(stack.enter_context(opened(name, start, readers, options, sides)))
             except UnavailableError as reason:
                 section.leave_out(str(reason))
         events = max(3, options.deliveries // readers)
         for side in sides:
-            side.measure(readers, 2)
+            side.measure(readers, 2, partial(_answer_pings, sides))
             side.rounds.clear()
         for _ in range(options.rounds):
             for side in sides:
-                side.measure(readers, events)
+                side.measure(readers, events, partial(_answer_pings, sides))
     reference = next((side for side in sides if side.name == REFERENCE), None)
     rows = []
     for side in sides:

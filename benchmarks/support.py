@@ -166,14 +166,14 @@ def nchan() -> Iterator[ServerProcess]:
             yield ServerProcess(_only_child(process), port)
 
 
-def versions() -> list[str]:
-    """What the report says of all of these that are there."""
+def versions(*, with_nchan: bool = False) -> list[str]:
+    """What the report says of those of these that are there."""
     told = [f"gateway: {MCPGW.versions() if MCPGW.is_there else version('mcpgw')}"]
     package = HERE / "node_ws" / "node_modules" / "ws"
     if package.exists() and shutil.which("node"):
         told.append(f"node ws: ws {node_package_version(package)}")
     told.append(f"bare Tornado: tornado {version('tornado')}")
-    if (nginx := _nginx()) is not None:
+    if with_nchan and (nginx := _nginx()) is not None:
         said = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=True).stderr
         told.append(f"nchan: {said.rpartition(' ')[2].strip()}")
     return told
