@@ -27,12 +27,13 @@ CREATED := $(VENV)/created-$(VERSION)
 # setuptools warns of every editable installation of a flat folder.
 PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test check format docs build clean
+.PHONY: help run test check bench format docs build clean
 
 help:
 	@echo "make run    install into $(VENV) and start the gateway with the embedded memory server"
 	@echo "make test   install everything that the tests need, and run them all"
 	@echo "make check  ruff, mypy --strict and import-linter"
+	@echo "make bench  measure mcpgw beside other gateways, ARGS=--write into docs/performance.md: half an hour"
 	@echo "make format write the code as ruff has it"
 	@echo "make docs   write anew what docs/ takes from the code"
 	@echo "make build  a wheel and a source archive in dist/, from a clean tree"
@@ -81,6 +82,14 @@ check: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Each target has a folder of its own in .bench/; what cannot be installed there is said, and left out.
+.bench/installed: $(VENV)/installed-test setup.py pyproject.toml benchmarks/installations.py
+	$(BIN)/python -m benchmarks.installations
+	@touch $@
+
+bench: .bench/installed
+	$(BIN)/python -m benchmarks $(ARGS)
+
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -96,5 +105,5 @@ build: $(CREATED)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) tests/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info $(VENV) .bench benchmarks/node_ws/node_modules tests/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,15 @@
 """A stdio MCP server that costs next to nothing, so that what stands before it is measured.
 
-Plain JSON on pipes. It speaks the handshake revisions of MCP and has one tool, ``echo``.
+    python echo_server.py [FOLDER]
+
+Plain JSON on pipes. It speaks the handshake revisions of MCP and has one tool, ``echo``. In FOLDER it leaves
+an empty file named by its process id, so that what it costs is not taken for a gateway's.
 """
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 ECHO = {
@@ -31,6 +36,8 @@ def answer(method: str, params: dict[str, Any]) -> dict[str, Any] | None:
 
 def main() -> None:
     """Answer line by line until stdin ends."""
+    for folder in sys.argv[1:]:
+        (Path(folder) / str(os.getpid())).touch()
     for line in sys.stdin:
         message = json.loads(line)
         if "id" not in message:

@@ -1,7 +1,5 @@
 """One event to thousands of readers: deliveries a second, delay, and what the server pays for each.
 
-    python -m benchmarks.fanout [--readers 1000 5000 10000] [--rounds 5] [--only gateway]
-
 An event is published when the one before has reached everybody. Deliveries a second are the readers divided
 by the time from publish to the last receipt; the delay is that of each receipt, by the clock that all
 processes of a machine share. Readers are WebSockets of other processes, without compression. The gateway's
@@ -14,23 +12,26 @@ import argparse
 import json
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
+from benchmarks.installations import UnavailableError
+from benchmarks.processes import processor_seconds
 from benchmarks.readers import Readers
+from benchmarks.report import Section, Table, show
 from benchmarks.support import (
     UNBOUND,
     GatewayProcess,
     ServerProcess,
-    UnavailableError,
     bare_tornado,
     gateway,
     medians,
     nchan,
     node_ws,
-    processor_seconds,
     raise_file_limit,
+    versions,
 )
 from benchmarks.websocket import Publisher
 
@@ -39,7 +40,7 @@ EVENT = "room.message"
 TEXT = "x" * 100
 REFERENCE = "node ws"
 _DELIVERY_SECONDS = 60
-_COLUMNS = "readers | server       | deliveries/s | p99 ms | CPU µs a delivery | deliveries/s to node ws"
+_COLUMNS = ("server", "deliveries/s", "p99 ms", "CPU µs a delivery", f"to {REFERENCE}")
 
 
 @dataclass
@@ -52,8 +53,8 @@ class Side:
     publisher: Publisher
     rounds: list[tuple[float, float, float]] = field(default_factory=list)
 
-    def measure(self, readers: int, events: int) -> None:
-        """One round."""
+    def measure(self, readers: int, events: int, after_each: Callable[[], None]) -> None:
+        """One round; `after_each` event is not part of it."""
         busy, before = 0, processor_seconds(self.server.pid)
         for number in range(events):
             for part in self.readers:
@@ -61,6 +62,7 @@ class Side:
             sent = time.monotonic_ns()
             self._publish(number, sent)
             busy += max(part.received(_DELIVERY_SECONDS) for part in self.readers) - sent
+            after_each()
         used = processor_seconds(self.server.pid) - before
         delays = array("Q")
         for part in self.readers:
@@ -106,16 +108,22 @@ def starters(readers: int) -> dict[str, Callable[[], AbstractContextManager[Serv
 
 @contextmanager
 def opened(
-    name: str, start: Callable[[], AbstractContextManager[ServerProcess]], readers: int, processes: int
+    name: str,
+    start: Callable[[], AbstractContextManager[ServerProcess]],
+    readers: int,
+    options: argparse.Namespace,
+    others: Sequence[Side],
 ) -> Iterator[Side]:
-    """The server `name` with its readers and its publisher."""
+    """The server `name` with its readers and its publisher. Meanwhile the `others` stay alive."""
+    processes = options.processes
     with ExitStack() as stack:
         server = stack.enter_context(start())
         headers = server.headers(readers)
-        parts = [
-            stack.enter_context(closing(Readers(server.port, server.path, headers[first::processes])))
-            for first in range(processes)
-        ]
+        parts = []
+        for first in range(processes):
+            part = Readers(server.port, server.path, headers[first::processes])
+            parts.append(stack.enter_context(closing(part)))
+            _answer_pings(others)
         if isinstance(server, GatewayProcess):
             token = server.token("publisher", "admin", "rooms:join")
             publisher = Publisher(server.port, server.path, {"Authorization": f"Bearer {token}"})
@@ -126,62 +134,66 @@ def opened(
             publisher.read_until('"subscribed"')
             for part in parts:
                 part.exchange(subscribe, '"subscribed"')
+                publisher.answer_pings()
         else:
             publisher = Publisher(server.port, "/publish", {})
             stack.enter_context(closing(publisher))
         yield Side(name, server, parts, publisher)
 
 
-def compare(readers: int, options: argparse.Namespace) -> None:
-    """Measure all servers with so many readers, and print their rows."""
+def _answer_pings(sides: Sequence[Side]) -> None:
+    """Keep the publishers alive while it is not their turn. The readers keep themselves alive."""
+    for side in sides:
+        side.publisher.answer_pings()
+
+
+def measure_fanout(options: argparse.Namespace) -> Section:
+    """All numbers of readers."""
+    raise_file_limit(max(options.readers) + 1000)
+    section = Section(
+        "fanout",
+        "One event to many readers",
+        notes=[
+            (
+                f"Medians of {options.rounds} rounds; the next event is published when the one before has "
+                "reached everybody. p99 is the delay of a delivery, CPU the server's own."
+            )
+        ],
+        versions=versions(with_nchan=True),
+        limits=[
+            "The readers share the machine's cores with the server: each receipt costs them some 3 µs.",
+            "mcpgw's readers are one user each and have a filter; the others send to whoever is there.",
+        ],
+    )
+    for readers in options.readers:
+        section.tables.append(_compare(readers, options, section))
+        show(section.tables[-1])
+    return section
+
+
+def _compare(readers: int, options: argparse.Namespace, section: Section) -> Table:
+    """Measure all servers with so many readers."""
     with ExitStack() as stack:
         sides: list[Side] = []
         for name, start in starters(readers).items():
-            if options.only in name:
-                try:
-                    sides.append(stack.enter_context(opened(name, start, readers, options.processes)))
-                except UnavailableError as reason:
-                    print(f"left out: {reason}")
+            try:
+                sides.append(stack.enter_context(opened(name, start, readers, options, sides)))
+            except UnavailableError as reason:
+                section.leave_out(str(reason))
         events = max(3, options.deliveries // readers)
         for side in sides:
-            side.measure(readers, 2)
+            side.measure(readers, 2, partial(_answer_pings, sides))
             side.rounds.clear()
         for _ in range(options.rounds):
             for side in sides:
-                side.measure(readers, events)
+                side.measure(readers, events, partial(_answer_pings, sides))
     reference = next((side for side in sides if side.name == REFERENCE), None)
+    rows = []
     for side in sides:
         rate, p99, cost = medians(side.rounds)
         ratio = "-"
         if reference is not None:
             pairs = zip(side.rounds, reference.rounds, strict=True)
             ratio = f"{medians([[own[0] / other[0]] for own, other in pairs])[0]:.2f}"
-        print(
-            f"{readers:7} | {side.name:12} | {rate:12.0f} | {p99:6.1f} | {cost:17.1f} | {ratio:>8}",
-            flush=True,
-        )
-
-
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--readers", type=int, nargs="+", default=[1000, 5000, 10_000], help="numbers of readers"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each server; they take turns")
-    parser.add_argument(
-        "--deliveries", type=int, default=50_000, help="deliveries in one round, at least 3 events"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="processes that each server's readers share")
-    parser.add_argument("--only", default="", help="only the servers whose name holds this")
-    options = parser.parse_args()
-    raise_file_limit(max(options.readers) + 1000)
-    print(_COLUMNS)
-    for readers in options.readers:
-        compare(readers, options)
-
-
-if __name__ == "__main__":
-    main()
+        rows.append([side.name, f"{rate:,.0f}", f"{p99:.1f}", f"{cost:.1f}", ratio])
+    return Table(_COLUMNS, rows, f"{readers:,} readers")

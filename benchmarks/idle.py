@@ -1,7 +1,5 @@
 """What an idle WebSocket costs: resident memory a connection, with and without permessage-deflate.
 
-    python -m benchmarks.idle [--connections 10000] [--rounds 3] [--only gateway]
-
 Every server is a fresh process that is measured three times, each time once its memory has settled: after a
 hundred connections have come and gone, so that what is loaded late is there; with all connections open; and
 after each of them has sent one message of 2 KiB and got its answer. The answer is the gateway's list of
@@ -16,17 +14,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
+from benchmarks.installations import UnavailableError
+from benchmarks.processes import settled_memory
 from benchmarks.readers import Readers
+from benchmarks.report import Section, Table, show
 from benchmarks.support import (
     GatewayProcess,
     ServerProcess,
-    UnavailableError,
     bare_tornado,
     gateway,
     medians,
     node_ws,
     raise_file_limit,
-    settled_memory,
+    versions,
 )
 
 WARM_UP = 100
@@ -74,34 +74,45 @@ def sides(connections: int) -> list[Side]:
     ]
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def measure_idle(options: argparse.Namespace) -> Section:
+    """All numbers of connections."""
+    raise_file_limit(max(options.connections) + 1000)
+    section = Section(
+        "idle",
+        "Idle WebSockets",
+        notes=[
+            (
+                f"KiB of resident memory for each connection, medians of {options.idle_rounds} rounds: open, "
+                "and after each has sent a message of 2 KiB and got one."
+            )
+        ],
+        versions=versions(),
+        limits=[
+            "The kernel's socket buffers.",
+            "Where there are few connections, what a server takes in pages at a time makes the figure rough.",
+        ],
     )
-    parser.add_argument("--connections", type=int, default=10_000, help="connections to one server")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each side; they take turns")
-    parser.add_argument("--only", default="", help="only the sides whose name holds this")
-    options = parser.parse_args()
-    raise_file_limit(options.connections + 1000)
+    for connections in options.connections:
+        measured = _measure(connections, options.idle_rounds, section)
+        rows = []
+        for name, rounds in measured.items():
+            opened, answered = medians(rounds)
+            rows.append([name, f"{opened:.1f}", f"{answered:.1f}"])
+        title = f"{connections:,} connections"
+        section.tables.append(Table(["server", "open", "after one question"], rows, title))
+        show(section.tables[-1])
+    return section
+
+
+def _measure(connections: int, rounds: int, section: Section) -> dict[str, list[tuple[float, float]]]:
     measured: dict[str, list[tuple[float, float]]] = {}
-    chosen = [side for side in sides(options.connections) if options.only in side.name]
-    for number in range(options.rounds):
+    chosen = sides(connections)
+    for _ in range(rounds):
         for side in list(chosen):
             try:
-                measured.setdefault(side.name, []).append(side.measure(options.connections))
+                measured.setdefault(side.name, []).append(side.measure(connections))
             except UnavailableError as reason:
-                print(f"left out: {reason}")
                 chosen.remove(side)
                 del measured[side.name]
-            else:
-                opened, answered = measured[side.name][-1]
-                print(f"round {number + 1}  {side.name:21}  {opened:7.1f} {answered:7.1f}", flush=True)
-    print(f"\n{options.connections} connections      | KiB each, open | after one question")
-    for name, rounds in measured.items():
-        opened, answered = medians(rounds)
-        print(f"{name:21} | {opened:14.1f} | {answered:18.1f}")
-
-
-if __name__ == "__main__":
-    main()
+                section.leave_out(str(reason))
+    return measured

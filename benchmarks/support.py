@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.installations import HERE, MCPGW, UnavailableError, node, node_package_version
 from mcpgw.access.signing_key import load_or_create_signing_key
 from mcpgw.access.tokens import Tokens
 from mcpgw.settings import SETTINGS
 
-HERE = Path(__file__).resolve().parent
 UNBOUND = 1_000_000
 """A rate, or a burst, that no benchmark reaches."""
 _STOP_SECONDS = 5
@@ -55,10 +56,6 @@ http {{
 """
 
 
-class UnavailableError(Exception):
-    """A server to compare with is not on this machine; the message says how to get it."""
-
-
 @dataclass(frozen=True)
 class ServerProcess:
     """A server that is being measured: its process id, its port, and the path for those who listen."""
@@ -91,24 +88,35 @@ class GatewayProcess(ServerProcess):
 
 @contextmanager
 def gateway(
-    settings: Mapping[str, float | str] | None = None, servers: Mapping[str, Sequence[str]] | None = None
+    settings: Mapping[str, float | str] | None = None,
+    servers: Mapping[str, Sequence[str] | str] | None = None,
 ) -> Iterator[GatewayProcess]:
-    """A gateway with `settings` beside the defaults, in front of `servers` (commands by name)."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    """A gateway with `settings` beside the defaults, in front of `servers` (commands, or URLs, by name).
+
+    It is the installation in `.bench/`; where there is none, that of this Python.
+    """
+    python = MCPGW.python if MCPGW.is_there else sys.executable
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         tables = [
-            f"[servers.{server}]\ncommand = {json.dumps(command)}\nargs = {json.dumps(arguments)}\n"
-            for server, (command, *arguments) in (servers or {}).items()
+            f"[servers.{server}]\n{_definition(reached)}" for server, reached in (servers or {}).items()
         ]
         (folder / "mcpgw.toml").write_text("\n".join(tables))
         flags = {setting.name: setting.flag_name for setting in SETTINGS}
         given = [f"{flags[name]}={value}" for name, value in (settings or {}).items()]
-        serve = [sys.executable, "-m", "mcpgw", "serve", "--port=0", f"--data-dir={folder / 'data'}", *given]
+        serve = [python, "-m", "mcpgw", "serve", "--port=0", f"--data-dir={folder / 'data'}", *given]
         with _running(serve, cwd=folder, ready="/ws") as (process, _):
             note = json.loads((folder / "data" / "gateway.json").read_text())
             port = int(note["url"].rpartition(":")[2])
             tokens = Tokens(algorithm="HS256", key=load_or_create_signing_key(folder / "data"))
             yield GatewayProcess(process.pid, port, "/ws", tokens)
+
+
+def _definition(reached: Sequence[str] | str) -> str:
+    if isinstance(reached, str):
+        return f"url = {json.dumps(reached)}\n"
+    command, *arguments = reached
+    return f"command = {json.dumps(command)}\nargs = {json.dumps(arguments)}\n"
 
 
 @contextmanager
@@ -118,12 +126,9 @@ def node_ws(*, deflate: bool = False) -> Iterator[ServerProcess]:
     Raises:
         UnavailableError: there is no Node, or its package ws is not installed.
     """
-    node = shutil.which("node")
-    if node is None:
-        raise UnavailableError("node ws: there is no `node` on this machine")
     if not (HERE / "node_ws" / "node_modules" / "ws").exists():
-        raise UnavailableError("node ws: run `npm ci` in benchmarks/node_ws first")
-    command = [node, "server.js", *(["deflate"] if deflate else [])]
+        raise UnavailableError("node ws: its packages are not installed: python -m benchmarks.installations")
+    command = [node(), "server.js", *(["deflate"] if deflate else [])]
     with _running(command, cwd=HERE / "node_ws") as (process, line):
         yield ServerProcess(process.pid, int(line))
 
@@ -143,7 +148,7 @@ def nchan() -> Iterator[ServerProcess]:
     Raises:
         UnavailableError: nginx or the module is not installed.
     """
-    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    nginx = _nginx()
     module = next(filter(Path.exists, _NCHAN_MODULES), None)
     if nginx is None or module is None:
         raise UnavailableError("nchan: install nginx and nchan (Debian: apt install libnginx-mod-nchan)")
@@ -159,6 +164,23 @@ def nchan() -> Iterator[ServerProcess]:
         command = [nginx, "-p", folder, "-c", "nginx.conf", "-e", "stderr"]
         with _running(command, cwd=Path(folder), ready=None) as (process, _):
             yield ServerProcess(_only_child(process), port)
+
+
+def versions(*, with_nchan: bool = False) -> list[str]:
+    """What the report says of those of these that are there."""
+    told = [f"gateway: {MCPGW.versions() if MCPGW.is_there else version('mcpgw')}"]
+    package = HERE / "node_ws" / "node_modules" / "ws"
+    if package.exists() and shutil.which("node"):
+        told.append(f"node ws: ws {node_package_version(package)}")
+    told.append(f"bare Tornado: tornado {version('tornado')}")
+    if with_nchan and (nginx := _nginx()) is not None:
+        said = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=True).stderr
+        told.append(f"nchan: {said.rpartition(' ')[2].strip()}")
+    return told
+
+
+def _nginx() -> str | None:
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 @contextmanager
@@ -194,32 +216,6 @@ def _only_child(process: subprocess.Popen[str]) -> int:
             return int(worker[0])
         time.sleep(0.05)
     raise SystemExit("nginx has no worker")
-
-
-def processor_seconds(pid: int) -> float:
-    """Processor time that a process has used; zero where the system has no /proc."""
-    stat = Path(f"/proc/{pid}/stat")
-    if not stat.exists():
-        return 0.0
-    fields = stat.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def settled_memory(pid: int, *, tolerance: float = 0.002, within: float = 15.0) -> int:
-    """Resident memory of a process in KiB, once it has stayed the same for a second."""
-    last: list[int] = []
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        last = [*last[-4:], _resident(pid)]
-        if len(last) == 5 and max(last) - min(last) <= tolerance * max(last):
-            break
-        time.sleep(0.25)
-    return last[-1]
-
-
-def _resident(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def raise_file_limit(needed: int) -> None:

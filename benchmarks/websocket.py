@@ -3,10 +3,11 @@
 import base64
 import os
 import re
+import select
 import socket
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 _NO_MASK = bytes(4)
@@ -28,19 +29,23 @@ def upgrade_request(port: int, path: str, headers: Mapping[str, str], *, deflate
     return "\r\n".join([*lines, "\r\n"]).encode()
 
 
-def client_frame(opcode: int, payload: bytes, *, deflate: bool = False) -> bytes:
-    """A whole message of a client. Its mask is zero, which leaves the payload as it is (section 5.3)."""
+def client_frame(opcode: int, payload: bytes, *, deflate: bool = False, mask: bytes = _NO_MASK) -> bytes:
+    """A whole message of a client. A mask of zero leaves the payload as it is (section 5.3)."""
     first = 0x80 | opcode
     if deflate:
         deflater = zlib.compressobj(1, wbits=-9)
         payload = (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
         first |= 0x40
     size = len(payload)
+    if mask != _NO_MASK:
+        repeated = (mask * (size // 4 + 1))[:size]
+        masked = int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")
+        payload = masked.to_bytes(size, "little")
     if size < 126:
-        return struct.pack("!BB", first, 0x80 | size) + _NO_MASK + payload
+        return struct.pack("!BB", first, 0x80 | size) + mask + payload
     if size < 65536:
-        return struct.pack("!BBH", first, 0x80 | 126, size) + _NO_MASK + payload
-    return struct.pack("!BBQ", first, 0x80 | 127, size) + _NO_MASK + payload
+        return struct.pack("!BBH", first, 0x80 | 126, size) + mask + payload
+    return struct.pack("!BBQ", first, 0x80 | 127, size) + mask + payload
 
 
 def frame_at(data: bytes, position: int) -> tuple[int, int, int] | None:
@@ -94,21 +99,31 @@ class Publisher:
 
     def read_until(self, pattern: str) -> None:
         """Read until a message holds `pattern`; a message that is an error ends the benchmark."""
-        while True:
-            while (found := frame_at(self._data, 0)) is not None:
-                first, start, end = found
-                payload, self._data = self._data[start:end], self._data[end:]
-                if first & 0xF == PING:
-                    self._socket.sendall(client_frame(PONG, payload))
-                elif first & 0xF == CLOSE or b'"type":"error"' in payload:
-                    raise SystemExit(f"the publisher was refused: {payload[:500]!r}")
-                elif re.search(pattern.encode(), payload):
-                    return
+        while not any(re.search(pattern.encode(), message) for message in self._messages()):
             self._receive()
+
+    def answer_pings(self) -> None:
+        """Read what is there, and wait for nothing. A server closes a connection that owes it a pong."""
+        while select.select([self._socket], [], [], 0)[0]:
+            self._receive()
+            for _ in self._messages():
+                pass
 
     def close(self) -> None:
         """End it."""
         self._socket.close()
+
+    def _messages(self) -> Iterator[bytes]:
+        """The messages that are whole; pings are answered."""
+        while (found := frame_at(self._data, 0)) is not None:
+            first, start, end = found
+            payload, self._data = self._data[start:end], self._data[end:]
+            if first & 0xF == PING:
+                self._socket.sendall(client_frame(PONG, payload))
+            elif first & 0xF == CLOSE or b'"type":"error"' in payload:
+                raise SystemExit(f"the publisher was refused: {payload[:500]!r}")
+            else:
+                yield payload
 
     def _receive(self) -> None:
         data = self._socket.recv(65536)

@@ -108,7 +108,8 @@ class McpHandler(ApiHandler):
         wait = self.services.limits.try_frame(self.caller.user)
         if wait:
             raise RateLimited("too many messages in too short a time", retry_after_ms=retry_after_ms(wait))
-        self._is_stream = self.services.mcp.is_stream(self.request.headers)
+        door = await self.services.mcp.door()
+        self._is_stream = door.is_stream(self.request.headers)
         await self._serve(server_id)
 
     async def delete(self, server_id: str | None = None) -> None:
@@ -118,9 +119,10 @@ class McpHandler(ApiHandler):
     async def _serve(self, server_id: str | None) -> None:
         if self._is_stream:
             self.refuse_while_draining()
+        door = await self.services.mcp.door()
         headers = self.request.headers
         visit = Visit(self.caller, server_id, self.actor(), headers, self.services.tracing, self._gone)
-        self.services.mcp.admit(
+        door.admit(
             visit,
             session_id=headers.get("Mcp-Session-Id"),
             version=headers.get("Mcp-Protocol-Version"),
@@ -130,8 +132,8 @@ class McpHandler(ApiHandler):
         hub = self.services.hub
         hub.add(self)
         try:
-            with nullcontext() if self._is_stream else self.services.mcp.counted(visit):
-                await self.services.mcp.serve(visit, self._scope(), self._receiver(), self._send)
+            with nullcontext() if self._is_stream else door.counted(visit):
+                await door.serve(visit, self._scope(), self._receiver(), self._send)
         finally:
             self._served.set()
             hub.remove(self)

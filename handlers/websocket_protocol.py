@@ -54,6 +54,7 @@ _TAKEN: Mapping[str, tuple[str | None, ...]] = {
 _NO_CONTEXT = {"server_no_context_takeover": None, "client_no_context_takeover": None}
 _DISCARD_SECONDS = 2.0
 _DISCARD_CHUNK = 65536
+_READ_CHUNK = 16384
 _FRAME_WORK = 1024
 _WORK_WITHOUT_PAUSE = 256 * 1024
 """Bytes after which others have their turn; a frame counts for some bytes more. Both are Tornado's own."""
@@ -126,10 +127,10 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         "_failing",
         "_fragments",
         "_has_begun",
+        "_input",
         "_last_write",
         "_opcode",
         "_ping_due",
-        "_reading",
         "client_left",
         "compression_minimum",
         "writer",
@@ -165,7 +166,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         self._opcode = _CONTINUATION
         self._compressed = False
         self._fragments: bytearray | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._input: bytes | bytearray | None = None
         self._ping_due: Deadline | None = None
 
     @property
@@ -237,83 +238,120 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         stream._write_futures = _ShortQueue(stream._write_futures)  # type: ignore[assignment]  # noqa: SLF001
         waiting = stream._write_buffer  # noqa: SLF001
         waiting._buffers = _ShortQueue(waiting._buffers)  # type: ignore[assignment]  # noqa: SLF001
+        stream.read_chunk_size = _READ_CHUNK  # Tornado fills as much with zeros before each look for bytes
         self.handler.forget_handshake()  # type: ignore[attr-defined]
-        try:
-            head = _future_bytes(stream.read_bytes(2))
-        except StreamClosedError:
-            return
         self._has_begun = True
-        head.add_done_callback(self._read_frames)
+        self._read_on()
 
-    def _read_frames(self, head: "asyncio.Future[bytes]") -> None:
-        self._reading = asyncio.ensure_future(self._frames(head))
-
-    async def _frames(self, head: "asyncio.Future[bytes]") -> None:
-        """Take frames as long as there are some; `head` has the first two bytes of the first.
-
-        While none has begun, nothing but a callback waits for it.
-        """
-        work = 0
+    def _read_on(self) -> None:
+        """Wait for bytes, however many there are; nothing but a callback does."""
         try:
-            while True:
-                before = self._wire_bytes_in
-                await self._receive_frame(await head)
-                if self.client_terminated:
-                    break
-                work += _FRAME_WORK + self._wire_bytes_in - before
-                if work >= _WORK_WITHOUT_PAUSE:
-                    work = 0
-                    await asyncio.sleep(0)
-                head = _future_bytes(self.stream.read_bytes(2))
-                if not head.done():
-                    self._reading = None
-                    head.add_done_callback(self._read_frames)
-                    return
+            reading = _future_bytes(self.stream.read_bytes(_READ_CHUNK, partial=True))
         except StreamClosedError:
-            del head  # its error knows this frame, and with it all that belongs to the connection
+            self._end_reading()
+        else:
+            reading.add_done_callback(self._on_bytes)
+
+    def _on_bytes(self, reading: "asyncio.Future[bytes]") -> None:
+        # Not raised: a traceback would know this frame, and with it all that belongs to the connection.
+        if reading.cancelled() or reading.exception() is not None:
+            self._end_reading()
+            return
+        chunk = reading.result()
+        self._wire_bytes_in += len(chunk)
+        if self._input is None:
+            self._input = chunk
+        elif isinstance(self._input, bytearray):
+            self._input += chunk
+        else:
+            self._input = bytearray(self._input + chunk)
+        self._take_frames()
+
+    def _take_frames(self, _handled: object = None) -> None:
+        """Take every frame that is there as a whole, unless one has to be waited for; then read on."""
+        try:
+            waited_for = self._take_input()
         except BaseException:
             self._end_reading()
-            raise  # cancelled, or a fault in this file: what handlers raise is dealt with elsewhere
-        self._end_reading()
+            raise  # a fault in this file: what handlers raise is dealt with elsewhere
+        if self.client_terminated or self.stream.closed():
+            self._end_reading()
+        elif waited_for is not None:
+            waited_for.add_done_callback(self._take_frames)
+        else:
+            self._read_on()
 
-    def _end_reading(self) -> None:
-        self._reading = None
-        if not self.client_terminated:
-            self._abort()
-        if self.stream.error is not None:
-            self.stream.error.__traceback__ = None  # it knows the frames in which the stream found it
-        self.handler.on_ws_connection_close(self.close_code, self.close_reason)
+    def _take_input(self) -> "asyncio.Future[Any] | None":
+        """Take whole frames; answers what has to be done before the next one is looked at."""
+        data, position, work = self._input or b"", 0, 0
+        handled: asyncio.Future[Any] | None = None
+        while not self.client_terminated and handled is None:
+            frame = self._frame_at(data, position)
+            if frame is None:
+                break
+            first, payload, length = frame
+            end = payload + length
+            mask = bytes(data[payload - 4 : payload])
+            handled = self._take_frame(first, _websocket_mask(mask, bytes(data[payload:end])))
+            work += _FRAME_WORK + end - position
+            position = end
+            if work >= _WORK_WITHOUT_PAUSE and handled is None:
+                handled = asyncio.get_running_loop().create_future()
+                handled.set_result(None)  # goes on in the next turn of the loop
+        if position == len(data) or self.client_terminated:
+            self._input = None
+        elif position:
+            self._input = data[position:]
+        return handled
 
-    async def _receive_frame(self, head: bytes) -> None:  # type: ignore[override]
-        self._wire_bytes_in += len(head)
-        first, second = head
-        opcode, length = first & self.OPCODE_MASK, second & 0x7F
+    def _frame_at(self, data: bytes | bytearray, position: int) -> tuple[int, int, int] | None:
+        """The first byte of a frame that is there as a whole, where its payload begins, and how long it is.
+
+        None where some of it is still to come, or where it breaks the protocol and the connection has failed.
+        """
+        available = len(data) - position
+        if available < 2:  # noqa: PLR2004 - RFC 6455 section 5.2, as all numbers here
+            return None
+        first, second = data[position], data[position + 1]
         if (fault := self._fault_of_header(first, second)) is not None:
             self._fail(CloseCode.PROTOCOL_ERROR, fault)
-            return
+            return None
+        length, head = second & 0x7F, 6
         if length > _LONGEST_CONTROL:
-            form, size = ("!H", 2) if length == 126 else ("!Q", 8)  # noqa: PLR2004 - RFC 6455 section 5.2
-            (length,) = struct.unpack(form, await self._read_bytes(size))
-        waiting = 0 if self._fragments is None or opcode & _CONTROL else len(self._fragments)
+            form, head = ("!H", 8) if length == 126 else ("!Q", 14)  # noqa: PLR2004
+            if available < head - 4:
+                return None
+            (length,) = struct.unpack_from(form, data, position + 2)
+        waiting = 0 if self._fragments is None or first & _CONTROL else len(self._fragments)
         if waiting + length > self.params.max_message_size:
             self._fail(CloseCode.MESSAGE_TOO_BIG, "message too big")
-            return
-        mask = await self._read_bytes(4)
-        data = _websocket_mask(mask, await self._read_bytes(length))
+            return None
+        return (first, position + head, length) if available >= head + length else None
+
+    def _take_frame(self, first: int, data: bytes) -> "asyncio.Future[None] | None":
+        opcode = first & self.OPCODE_MASK
         if opcode & _CONTROL:
             self._take_control(opcode, data)
-            return
+            return None
         if opcode != _CONTINUATION:
             self._opcode, self._compressed = opcode, bool(first & self.RSV1)
         if self._fragments is not None:
             self._fragments.extend(data)
         elif not first & self.FIN:
             self._fragments = bytearray(data)
-        if first & self.FIN:
-            message = data if self._fragments is None else bytes(self._fragments)
-            self._fragments = None
-            if (handled := self._take_message(message)) is not None:
-                await handled
+        if not first & self.FIN:
+            return None
+        message = data if self._fragments is None else bytes(self._fragments)
+        self._fragments = None
+        return self._take_message(message)
+
+    def _end_reading(self) -> None:
+        self._input = None
+        if not self.client_terminated:
+            self._abort()
+        if self.stream.error is not None:
+            self.stream.error.__traceback__ = None  # it knows the frames in which the stream found it
+        self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
     def _fault_of_header(self, first: int, second: int) -> str | None:
         opcode, final, reserved = first & self.OPCODE_MASK, first & self.FIN, first & self.RSV_MASK

@@ -2,6 +2,7 @@
 
 from mcpgw.access.callers import Caller
 from mcpgw.backends.requests import Observer
+from mcpgw.backends.tools import ToolResult
 from mcpgw.call_record import CallRecord
 from mcpgw.gateway import Gateway
 from mcpgw.wire import frames
@@ -48,13 +49,20 @@ async def answer(
             result = await gateway.call_tool(
                 caller, server_id, tool_name, frame.params, timeout_ms=frame.timeout_ms, observer=observer
             )
-            return frames.ToolResponse(
-                server_id=server_id,
-                tool_name=tool_name,
-                content=result.content,
-                duration_ms=0 if record is None else record.duration_ms,
-                structured_content=result.structured_content,
-                has_structured_content=result.has_structured_content,
-                is_error=result.is_error,
-                meta=result.meta,
-            )
+            return tool_response(frame, result, record)
+
+
+def tool_response(
+    frame: frames.ToolCall, result: ToolResult, record: CallRecord | None
+) -> frames.ToolResponse:
+    """The frame of what a tool has answered."""
+    return frames.ToolResponse(
+        server_id=frame.server_id,
+        tool_name=frame.tool_name,
+        content=result.content,
+        duration_ms=0 if record is None else record.duration_ms,
+        structured_content=result.structured_content,
+        has_structured_content=result.has_structured_content,
+        is_error=result.is_error,
+        meta=result.meta,
+    )

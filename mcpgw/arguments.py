@@ -5,7 +5,7 @@ Within a budget of time: the schema is a stranger's.
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from mcpgw.backends.tools import Tool
@@ -15,6 +15,7 @@ from mcpgw.wire.validation import SchemaChecker, SlowCheckError, UnusableSchemaE
 _LOGGER = logging.getLogger("mcpgw.gateway")
 _CHECK_SECONDS = 0.05
 """Most processor time of one check of arguments; what takes longer is left to the backend."""
+_NEW: Final = object()
 _SLOW_CHECKS = 3
 """Checks of one tool that may take too long before its schema is used no more."""
 
@@ -23,7 +24,7 @@ class ArgumentChecks:
     """Checks arguments; remembers the compiled schema of each tool as long as the tool is there."""
 
     def __init__(self) -> None:
-        self._checkers: WeakKeyDictionary[Tool, SchemaChecker | None] = WeakKeyDictionary()
+        self._checkers: WeakKeyDictionary[Tool, SchemaChecker | object | None] = WeakKeyDictionary()
         self._slow: WeakKeyDictionary[Tool, int] = WeakKeyDictionary()
 
     def check(self, server_id: str, tool: Tool, arguments: Mapping[str, Any]) -> None:
@@ -32,10 +33,10 @@ class ArgumentChecks:
         Raises:
             InvalidParams: they break it; `details` lists every fault.
         """
-        if tool not in self._checkers:
-            self._checkers[tool] = self._checker(server_id, tool)
-        checker = self._checkers[tool]
-        if checker is None:
+        checker = self._checkers.get(tool, _NEW)
+        if checker is _NEW:
+            checker = self._checkers[tool] = self._checker(server_id, tool)
+        if not isinstance(checker, SchemaChecker):
             return
         try:
             require(checker, arguments, what=f"the arguments of {tool.name!r}", root=("data", "params"))

@@ -20,12 +20,15 @@ takes nothing from it: never waits, never raises in the caller, counts what is l
 import atexit
 import json
 import logging
+import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Self
 
-from mcpgw.log_values import Scalar, field_value, without_surrogates
-from mcpgw.log_writer import Complaint, Intake, Line, Writer, open_log_file
+from mcpgw.log_values import Scalar, field_value, is_plain, without_surrogates
+from mcpgw.log_writer import Complaint, Intake, Line, Writer, open_log_file, timestamp
 from mcpgw.redaction import is_secret_name, redact
 from mcpgw.settings import AuditSettings
 
@@ -40,8 +43,11 @@ QUEUE_SIZE: Final = 8192
 OK: Final = "ok"
 
 _LOGGER_NAME = "mcpgw.audit"
+_ENCODER = json.JSONEncoder()
 _DEEPEST = 32
 _CUT = "…"
+_MARK: Final = secrets.token_hex(16)
+"""Stands for the id of a call where there is none yet; nobody can know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +134,17 @@ class Audit:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """A call has had its end; `arguments` are written only where the configuration has it."""
-        what: dict[str, object] = {"server": server, "tool": tool, "callId": call_id}
-        what["ms"] = round(seconds * 1000, 1)
+        milliseconds = round(seconds * 1000, 1)
+        if not self._with_arguments and self._is_open and is_plain(call_id):
+            before, after = _around_call(
+                (actor.user, actor.token_id, actor.client), actor.remote, server, tool, outcome
+            )
+            now = timestamp(time.time())
+            self._intake.take_text(
+                f'{{"time": "{now}", {before}"callId": "{call_id}", "ms": {milliseconds!r}{after}'
+            )
+            return
+        what: dict[str, object] = {"server": server, "tool": tool, "callId": call_id, "ms": milliseconds}
         text = _arguments_text(arguments) if self._with_arguments and arguments is not None else None
         self._write("call", actor, what, outcome, arguments=text)
 
@@ -182,15 +197,39 @@ class Audit:
         if not self._is_open:
             return
         who = {"user": actor.user, "tokenId": actor.token_id, "client": actor.client}
-        fields: dict[str, Scalar] = {}
-        for group, members in (("who", who), ("where", {"remote": actor.remote}), ("what", what)):
-            for name, value in members.items():
-                if value is not None and value != "":
-                    fields[f"{group}.{name}"] = field_value(name, value)
-        if arguments is not None:
-            fields["what.arguments"] = arguments
-        fields["outcome"] = field_value("outcome", outcome)
+        fields = _fields(who, actor.remote, what, outcome, arguments)
         self._intake.handle(Line(_LOGGER_NAME, logging.INFO, event, fields))
+
+
+def _fields(
+    who: Mapping[str, object],
+    remote: str,
+    what: Mapping[str, object],
+    outcome: str,
+    arguments: str | None = None,
+) -> dict[str, Scalar]:
+    fields: dict[str, Scalar] = {}
+    for group, members in (("who.", who), ("where.", {"remote": remote}), ("what.", what)):
+        for name, value in members.items():
+            if value is not None and value != "":
+                fields[group + name] = field_value(name, value)
+    if arguments is not None:
+        fields["what.arguments"] = arguments
+    fields["outcome"] = field_value("outcome", outcome)
+    return fields
+
+
+@lru_cache(maxsize=4096)
+def _around_call(
+    actor: tuple[str | None, str | None, str | None], remote: str, server: str, tool: str, outcome: str
+) -> tuple[str, str]:
+    """What stands in the line of a call between the time and the call's id, and behind its milliseconds."""
+    who = dict(zip(("user", "tokenId", "client"), actor, strict=True))
+    fields = _fields(who, remote, {"server": server, "tool": tool, "callId": _MARK, "ms": 0}, outcome)
+    line = _Formatter().format(Line(_LOGGER_NAME, logging.INFO, "call", fields))
+    before, mark, after = line.partition(", ")[2].partition(f'"callId": "{_MARK}", "ms": 0')
+    assert mark, "no text of a line is like the mark"  # noqa: S101
+    return before, after
 
 
 class _Formatter(logging.Formatter):
@@ -206,7 +245,7 @@ class _Formatter(logging.Formatter):
                 content.setdefault(group, {})[member] = plain
             else:
                 content[name] = plain
-        return redact(json.dumps(content))
+        return redact(_ENCODER.encode(content))
 
 
 def _arguments_text(arguments: Mapping[str, Any]) -> str:

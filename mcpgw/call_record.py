@@ -9,6 +9,7 @@ trace are the gateway's own.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from mcpgw.access.guest_names import room_of
 from mcpgw.audit import Actor, Audit
 from mcpgw.bus import Bus
 from mcpgw.errors import Cancelled, GatewayError, InternalError
-from mcpgw.logs import log_event
+from mcpgw.logs import log_often
 from mcpgw.metrics import Metrics
 
 _LONGEST_SHOWN = 2048
+_OTHER_MEMBERS = 100
+"""About the bytes of an event's data beside the texts of the call."""
 _PROGRESS_PAUSE = 0.2
 """Seconds between two events of a call's progress; its caller gets each one."""
 _LOGGER = logging.getLogger("mcpgw.calls")
@@ -73,6 +76,7 @@ class CallRecord:
         "_logger",
         "_records",
         "_server",
+        "_size",
         "_told_at",
         "_tool",
         "actor",
@@ -94,6 +98,7 @@ class CallRecord:
         self._call_id = call_id
         self._server = server
         self._tool = tool
+        self._size = 0
         self.arguments = arguments
         self._logger = logger
         self._began = time.monotonic()
@@ -108,8 +113,7 @@ class CallRecord:
     def started(self) -> None:
         """It is sent to its server."""
         data = self._data()
-        shown = {"arguments": self.arguments} if is_short(self.arguments) else {}
-        self._publish("call.started", data | shown, data)
+        self._publish("call.started", data, "arguments", self.arguments)
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """How far it is; not every time, where it comes often."""
@@ -122,14 +126,19 @@ class CallRecord:
             numbers["total"] = _whole(total)
         # The words of a progress may hold parts of the result.
         words = {} if message is None else {"message": message}
-        self._publish("call.progress", numbers | words, numbers)
+        bus, owner = self._records.bus, self.actor.user
+        bus.publish("call.progress", numbers | words, owner=owner, masked=numbers)
+        room = room_of(owner)
+        if room is not None:
+            bus.publish("call.progress", numbers, channel=f"room:{room}")
 
     def answered(self, *, is_error: bool, result: Any = NOT_SHOWN) -> None:
         """Its tool has answered; `is_error` where the tool itself says that it failed."""
         if self._ends():
-            data = self._data() | {"durationMs": self.duration_ms, "success": not is_error}
-            shown = {} if result is NOT_SHOWN or not is_short(result) else {"result": result}
-            self._publish("call.finished", data | shown, data)
+            data = self._data()
+            data["durationMs"] = self.duration_ms
+            data["success"] = not is_error
+            self._publish("call.finished", data, "result", result)
             self._write(TOOL_ERROR if is_error else OK)
 
     def failed(self, code: str) -> None:
@@ -137,9 +146,9 @@ class CallRecord:
         if self._ends():
             data = self._data() | {"durationMs": self.duration_ms}
             if code == Cancelled.code:
-                self._publish("call.cancelled", data, None)
+                self._publish("call.cancelled", data)
             else:
-                self._publish("call.failed", data | {"code": code}, None)
+                self._publish("call.failed", data | {"code": code})
             self._records.metrics.error_sent(code)
             self._write(code)
 
@@ -155,11 +164,29 @@ class CallRecord:
             "toolName": self._tool,
         }
 
-    def _publish(self, type_name: str, data: dict[str, Any], masked: dict[str, Any] | None) -> None:
-        self._records.bus.publish(type_name, data, owner=self.actor.user, masked=masked)
-        room = room_of(self.actor.user)
+    def _publish(self, type_name: str, data: dict[str, Any], shown: str = "", value: Any = NOT_SHOWN) -> None:
+        """Make an event of `data`, for the caller with the `value` of the member `shown` where it is short.
+
+        It must be cheap: two are made of each call, and mostly nobody reads them.
+        """
+        if not self._size:
+            # The texts of a call came in a frame, or from the gateway's own tables: they are JSON.
+            texts = (self._call_id, self._server, self._tool, self.actor.user or "")
+            self._size = _OTHER_MEMBERS + sum(map(text_size, texts))
+        bus, owner = self._records.bus, self.actor.user
+        room = room_of(owner)
         if room is not None:  # without what only the caller may see
-            self._records.bus.publish(type_name, masked or data, channel=f"room:{room}")
+            bus.publish(type_name, data, channel=f"room:{room}", size=self._size)
+        if not shown:
+            bus.publish(type_name, data, owner=owner, size=self._size)
+            return
+        size = None if value is NOT_SHOWN else short_size(value)
+        if size is None:
+            bus.publish(type_name, data, owner=owner, masked=data, size=self._size)
+        else:
+            bus.publish(
+                type_name, data | {shown: value}, owner=owner, masked=data, size=2 * self._size + size
+            )
 
     def _write(self, outcome: str) -> None:
         seconds = time.monotonic() - self._began
@@ -172,32 +199,67 @@ class CallRecord:
             seconds=seconds,
             arguments=self.arguments,
         )
-        log_event(
-            self._logger,
-            logging.INFO,
-            "call",
-            client=self.actor.client,
-            user=self.actor.user,
-            server=self._server,
-            tool=self._tool,
-            outcome=outcome,
-            ms=round(seconds * 1000, 1),
+        fields = (
+            ("client", self.actor.client),
+            ("user", self.actor.user),
+            ("server", self._server),
+            ("tool", self._tool),
+            ("outcome", outcome),
         )
+        log_often(self._logger, logging.INFO, "call", fields, ms=round(seconds * 1000, 1))
 
 
 def is_short(value: Any) -> bool:
     """Whether a value may stand in an event: the log of events must not hold what is large."""
-    budget = [_LONGEST_SHOWN]
+    return short_size(value) is not None
 
-    def spend(part: Any) -> bool:
-        budget[0] -= len(part) + 8 if isinstance(part, str) else 16
-        if budget[0] < 0:
+
+def short_size(value: Any) -> int | None:
+    """About how many bytes the JSON of a value has; None where it is long, or no JSON, and in no event."""
+    left, waiting = _LONGEST_SHOWN, [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            if part.isascii():
+                left -= len(part) + 8
+            else:
+                left -= text_size(part) + 8
+                if left >= 0 and not is_text(part):
+                    return None
+            if left < 0:
+                return None
+            continue
+        left -= 16
+        if left < 0:
+            return None
+        if isinstance(part, dict | list):
+            if 8 * len(part) > left:  # what each of its members costs at least
+                return None
+            waiting += part
+            if isinstance(part, dict):
+                waiting += part.values()
+        elif part is not None and not isinstance(part, int) and not _is_finite(part):
+            return None
+    return _LONGEST_SHOWN - left
+
+
+def text_size(text: str) -> int:
+    """About how many bytes a text has."""
+    return len(text) if text.isascii() else 3 * len(text)
+
+
+def is_text(text: str) -> bool:
+    """Whether a text may stand in JSON: half of a surrogate pair may not (RFC 8259 section 8.2)."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
             return False
-        if isinstance(part, dict):
-            return all(spend(name) and spend(inner) for name, inner in part.items())
-        return all(map(spend, part)) if isinstance(part, list) else True
+    return True
 
-    return spend(value)
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _whole(number: float) -> float:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mcpgw.backends.requests import InputAnswer, InputRequest, Observer
+from mcpgw.deadlines import Deadline, Deadlines
 from mcpgw.errors import CallTimeout, GatewayError
 from mcpgw.logs import log_event
 
@@ -45,12 +47,13 @@ class CallTime:
         try:
             await timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            what = (
-                f"took longer than {self._longest:g} s" if at_the_end else f"was silent for {self._idle:g} s"
-            )
-            if self._is_paused:
-                raise CallTimeout(f"the call {what} before it was approved; it was not sent") from None
-            raise CallTimeout(f"the call {what}; its server was told to stop") from None
+            raise self._timeout_error(at_the_end=at_the_end) from None
+
+    def _timeout_error(self, *, at_the_end: bool) -> CallTimeout:
+        what = f"took longer than {self._longest:g} s" if at_the_end else f"was silent for {self._idle:g} s"
+        if self._is_paused:
+            return CallTimeout(f"the call {what} before it was approved; it was not sent")
+        return CallTimeout(f"the call {what}; its server was told to stop")
 
     def renew(self) -> None:
         """The call has shown that it goes on."""
@@ -96,12 +99,67 @@ class CallTime:
             self.renew()
 
 
+class WheelTime(CallTime):
+    """The same without a task to end: once started, it gives `on_end` the `CallTimeout`, unless `stop` comes.
+
+    By `Deadlines`, and so up to a twentieth of a second late.
+    """
+
+    def __init__(self, idle: float, longest: float, input: float) -> None:  # noqa: A002 - as above
+        super().__init__(idle, longest, input)
+        self._deadlines: Deadlines | None = None
+        self._deadline: Deadline | None = None
+        self._on_end: Callable[[CallTimeout], None] | None = None
+        self._until = self._due = 0.0
+
+    def start(self, deadlines: Deadlines, on_end: Callable[[CallTimeout], None]) -> None:
+        """Begin the time."""
+        now = time.monotonic()
+        self._deadlines, self._on_end = deadlines, on_end
+        self._end = now + self._longest
+        self._until = now + self._idle
+        self._look_at(now)
+
+    def stop(self) -> None:
+        """The call is over."""
+        self._on_end = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def renew(self) -> None:
+        """The call has shown that it goes on."""
+        now = time.monotonic()
+        self._until = min(now + (self._input if self._questions else self._idle), self._end)
+        # What is later than the deadline that is set is looked at when that comes.
+        if self._until < self._due and self._on_end is not None:
+            self._look_at(now)
+
+    def _look_at(self, now: float) -> None:
+        assert self._deadlines is not None, "started"  # noqa: S101
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._due = self._until
+        self._deadline = self._deadlines.call_later(self._until - now, self._come_due)
+
+    def _come_due(self) -> None:
+        self._deadline = None
+        now, on_end = time.monotonic(), self._on_end
+        if on_end is None:
+            return
+        if now < self._until:
+            self._look_at(now)
+        else:
+            self._on_end = None
+            on_end(self._timeout_error(at_the_end=self._until >= self._end))
+
+
 class TimedObserver:
     """Passes on what the caller is told, and lets it renew the call's time."""
 
-    def __init__(self, observer: Observer, time: CallTime) -> None:
+    def __init__(self, observer: Observer, limit: CallTime) -> None:
         self._observer = observer
-        self._time = time
+        self._time = limit
         self._has_started = False
 
     def started(self) -> None:

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import (
@@ -30,15 +31,13 @@ from mcpgw.access.permissions import (
 from mcpgw.access.tokens import Principal
 from mcpgw.approvals import Approvals
 from mcpgw.arguments import ArgumentChecks
-from mcpgw.backends import mcp_requests
-from mcpgw.backends.backend import Backend
-from mcpgw.backends.lists import ListKind
 from mcpgw.backends.requests import Asker, Observer, SilentObserver
-from mcpgw.backends.server import Server
-from mcpgw.backends.status import BackendState, BackendStatus, Offer
+from mcpgw.backends.status import BackendState, BackendStatus, ListKind, Offer
 from mcpgw.backends.tools import Tool, ToolResult
-from mcpgw.call_time import CallTime, TimedObserver
+from mcpgw.call_time import CallTime, TimedObserver, WheelTime
+from mcpgw.deadlines import Deadlines
 from mcpgw.errors import (
+    CallTimeout,
     Cancelled,
     Draining,
     GatewayError,
@@ -57,7 +56,13 @@ from mcpgw.settings import BackendSettings, CallSettings
 from mcpgw.tool_policy import ServedTool, serve_tools
 from mcpgw.tracing import Tracing
 
-__all__ = ["CallCounts", "Gateway", "GatewayListener"]
+if TYPE_CHECKING:  # the MCP SDK is imported with the first server: see `Servers`
+    from mcpgw.backends.backend import Backend
+    from mcpgw.backends.direct_call import DirectToolCall, OnToolEnd
+    from mcpgw.backends.mcp_requests import Maker
+    from mcpgw.backends.server import Server
+
+__all__ = ["BegunCall", "CallCounts", "Gateway", "GatewayListener"]
 
 T = TypeVar("T")
 
@@ -79,8 +84,9 @@ class CallCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What became of the tools of a server by its definition."""
+    """What became of the tools of a server, or of one instance of it, by its definition."""
 
+    speaker: "ref[Server | Backend]"
     tools: Mapping[str, Tool]
     definition: ServerDefinition
     served: Mapping[str, ServedTool]
@@ -106,6 +112,8 @@ class Gateway(Servers):
         self._tracing = tracing
         self._checks = ArgumentChecks()
         self._served: WeakKeyDictionary[Server | Backend, _Served] = WeakKeyDictionary()
+        self._last_served: dict[str, _Served] = {}
+        self._deadlines = Deadlines()
         self._drained_at = 0.0
         self.draining = False
         self.counts = CallCounts()
@@ -244,7 +252,7 @@ class Gateway(Servers):
         return found
 
     async def _list_soon(
-        self, caller: Caller, kind: ListKind, server: Server
+        self, caller: Caller, kind: ListKind, server: "Server"
     ) -> list[tuple[str, dict[str, Any]]]:
         """The list of one server among others; where it does not come soon, the last that is known."""
         if server.state is not BackendState.DEGRADED:
@@ -295,9 +303,66 @@ class Gateway(Servers):
             outcome = Cancelled.code
             raise
         finally:
-            self.counts.open -= 1
-            self.counts.ended[outcome] += 1
-            self._metrics.call_ended(server_id, outcome, time.monotonic() - started)
+            self.count_end(server_id, outcome, started)
+
+    def begin_call(
+        self,
+        caller: Caller,
+        server_id: str,
+        tool_name: str,
+        arguments: Mapping[str, Any],
+        *,
+        timeout_ms: int | None,
+        observer: Observer,
+        on_end: "OnToolEnd",
+    ) -> "BegunCall | None":
+        """Call one tool without a task, where all it takes is to send it now; else None, and nothing done.
+
+        What would be refused is not done here either: `call_tool` does it, and has the words. `on_end` is
+        told once how the call ended, as `call_tool` would, unless it is cancelled.
+        """
+        principal = caller.principal
+        server = self._servers.get(server_id)
+        if (
+            self.draining
+            or server is None
+            or server.offer is None
+            or caller.trace is not None
+            or self._tracing.is_configured
+            or (timeout_ms is not None and timeout_ms > self._settings.max_timeout * 1000)
+            or not may_call(principal, server_id, tool_name)
+        ):
+            return None
+        asker = _asker(caller)
+        entry = self._served_tools(server, asker).get(tool_name)
+        if entry is None or entry.needs_approval:
+            return None
+        try:
+            completed = entry.arguments(arguments)
+            self._checks.check(server_id, entry.tool, arguments)
+        except InvalidParams:
+            return None
+        limit = WheelTime(*self._call_seconds(server_id, timeout_ms))
+        begun = BegunCall(self, server_id, principal, limit, on_end)
+        begun.call = server.begin_call(
+            asker,
+            server.speaker(asker).tools[entry.own_name],
+            completed,
+            observer=TimedObserver(observer, limit),
+            on_end=begun.ended,
+        )
+        if begun.call is None:
+            return None
+        limit.start(self._deadlines, begun.timed_out)
+        self._metrics.call_started(server_id)
+        self.counts.open += 1
+        return begun
+
+    def count_end(self, server_id: str, outcome: str, started: float) -> None:
+        """A call that was begun at `started` (monotonic clock) has ended."""
+        self.counts.open -= 1
+        self.counts.ended[outcome] += 1
+        self._metrics.call_ended(server_id, outcome, time.monotonic() - started)
 
     async def _call_tool(  # noqa: PLR0917 - called in one place
         self,
@@ -337,7 +402,7 @@ class Gateway(Servers):
     async def _approved(
         self,
         caller: Caller,
-        server: Server,
+        server: "Server",
         entry: ServedTool,
         given: Mapping[str, Any],
         arguments: Mapping[str, Any],
@@ -389,7 +454,7 @@ class Gateway(Servers):
         Raises:
             GatewayError: with the code of what went wrong.
         """
-        make = mcp_requests.read_resource(uri, meta)
+        make = self._requests(caller, server_id).read_resource(uri, meta)
         return await self._request(caller, server_id, make, observer, timeout_ms)
 
     async def get_prompt(
@@ -408,7 +473,7 @@ class Gateway(Servers):
         Raises:
             GatewayError: with the code of what went wrong.
         """
-        make = mcp_requests.get_prompt(name, arguments, meta)
+        make = self._requests(caller, server_id).get_prompt(name, arguments, meta)
         return await self._request(caller, server_id, make, observer, timeout_ms)
 
     async def complete(
@@ -424,14 +489,22 @@ class Gateway(Servers):
         Raises:
             GatewayError: with the code of what went wrong.
         """
-        make = mcp_requests.complete(ref, argument, context)
+        make = self._requests(caller, server_id).complete(ref, argument, context)
         return await self._request(caller, server_id, make, None, None)
+
+    def _requests(self, caller: Caller, server_id: str) -> ModuleType:
+        """What makes requests for a server, once it is known that there is one, and so the MCP SDK."""
+        self._refuse_while_draining()
+        self._usable_server(caller.principal, server_id)
+        from mcpgw.backends import mcp_requests  # noqa: PLC0415 - imported with the first server
+
+        return mcp_requests
 
     async def _request(
         self,
         caller: Caller,
         server_id: str,
-        make: mcp_requests.Maker,
+        make: "Maker",
         observer: Observer | None,
         timeout_ms: int | None,
     ) -> dict[str, Any]:
@@ -467,13 +540,24 @@ class Gateway(Servers):
         async with self._call_time(server_id, None):
             await server.unwatch_resource(_asker(caller), uri)
 
-    def _served_tools(self, server: Server, asker: Asker) -> Mapping[str, ServedTool]:
+    def _served_tools(self, server: "Server", asker: Asker) -> Mapping[str, ServedTool]:
         """The tools of a server for `asker` as its policy has them, by the names that callers see."""
         speaker = server.speaker(asker)
-        tools, kept = speaker.tools, self._served.get(speaker)
+        tools, kept = speaker.tools, self._last_served.get(server.id)
+        if kept is None or kept.speaker() is not speaker:
+            kept = self._served.get(speaker)
+            if kept is not None:
+                self._last_served[server.id] = kept
         if kept is None or kept.tools is not tools or kept.definition is not server.definition:
             served = serve_tools(server.definition, tools.values())
-            kept = self._served[speaker] = _Served(tools, server.definition, served)
+            kept = self._served[speaker] = _Served(ref(speaker), tools, server.definition, served)
+            if (
+                server.id not in self._last_served
+            ):  # a new one: those that are gone need not be known any more
+                self._last_served = {
+                    name: one for name, one in self._last_served.items() if name in self._servers
+                }
+            self._last_served[server.id] = kept
         return kept.served
 
     # --- rules ---------------------------------------------------------------------------------------------
@@ -485,14 +569,14 @@ class Gateway(Servers):
                 "the gateway is ending and takes no new calls", retry_after_ms=round(left * 1000) + 1000
             )
 
-    def _visible_server(self, principal: Principal, server_id: str) -> Server:
+    def _visible_server(self, principal: Principal, server_id: str) -> "Server":
         server = self._servers.get(server_id)
         if server is None:
             visible = [name for name in self._servers if may_call_any(principal, name)]
             raise ServerNotFound(f"no server {server_id[:64]!r}{suggest(server_id, visible)}")
         return server
 
-    def _usable_server(self, principal: Principal, server_id: str) -> Server:
+    def _usable_server(self, principal: Principal, server_id: str) -> "Server":
         """A server all of which the caller may use: what no single tool stands for."""
         server = self._visible_server(principal, server_id)
         require_use_server(principal, server_id)
@@ -505,21 +589,75 @@ class Gateway(Servers):
         except ServerUnavailable as error:
             raise _discreet(principal, error) from error.__cause__
 
-    def _unavailable(self, principal: Principal, server: Server) -> ServerUnavailable:
+    def _unavailable(self, principal: Principal, server: "Server") -> ServerUnavailable:
         return _discreet(principal, server.unavailable())
+
+    def _call_seconds(self, server_id: str, timeout_ms: int | None) -> tuple[float, float, float]:
+        """The most seconds of silence, of all, and of an input."""
+        settings = self._settings
+        if timeout_ms is not None:
+            return timeout_ms / 1000, timeout_ms / 1000, settings.input_timeout
+        server = self._servers.get(server_id)
+        default = None if server is None else server.definition.timeout
+        return default or settings.timeout, settings.max_timeout, settings.input_timeout
 
     def _call_time(self, server_id: str, timeout_ms: int | None) -> CallTime:
         settings = self._settings
-        if timeout_ms is None:
-            server = self._servers.get(server_id)
-            default = None if server is None else server.definition.timeout
-            return CallTime(default or settings.timeout, settings.max_timeout, settings.input_timeout)
-        if timeout_ms > settings.max_timeout * 1000:
+        if timeout_ms is not None and timeout_ms > settings.max_timeout * 1000:
             reason = f"must be at most {int(settings.max_timeout * 1000)}"
             raise InvalidParams(
                 f"timeoutMs {reason}", details=[{"path": "/data/timeoutMs", "reason": reason}]
             )
-        return CallTime(timeout_ms / 1000, timeout_ms / 1000, settings.input_timeout)
+        return CallTime(*self._call_seconds(server_id, timeout_ms))
+
+
+class BegunCall:
+    """A call that goes on without a task; made by `Gateway.begin_call`."""
+
+    __slots__ = ("_gateway", "_limit", "_on_end", "_principal", "_server_id", "_started", "call")
+
+    def __init__(
+        self, gateway: Gateway, server_id: str, principal: Principal, limit: WheelTime, on_end: "OnToolEnd"
+    ) -> None:
+        self._gateway = gateway
+        self._server_id = server_id
+        self._principal = principal
+        self._limit = limit
+        self._on_end: OnToolEnd | None = on_end
+        self._started = time.monotonic()
+        self.call: DirectToolCall | None = None
+
+    def cancel(self) -> None:
+        """Tell the server to stop; nothing happens where the call has ended."""
+        if self._on_end is not None:
+            self._end(Cancelled.code)
+            if self.call is not None:
+                self.call.cancel()
+
+    def timed_out(self, error: CallTimeout) -> None:
+        """Its time is over."""
+        if (on_end := self._end(error.code)) is not None:
+            if self.call is not None:
+                self.call.cancel()
+            on_end(None, error)
+
+    def ended(self, result: ToolResult | None, error: Exception | None) -> None:
+        """Its server has answered, or never will."""
+        if isinstance(error, ServerUnavailable):
+            error = _discreet(self._principal, error)
+        if result is not None:
+            outcome = TOOL_ERROR if result.is_error else OK
+        else:
+            outcome = error.code if isinstance(error, GatewayError) else InternalError.code
+        if (on_end := self._end(outcome)) is not None:
+            on_end(result, error)
+
+    def _end(self, outcome: str) -> "OnToolEnd | None":
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            self._limit.stop()
+            self._gateway.count_end(self._server_id, outcome, self._started)
+        return on_end
 
 
 def _asker(caller: Caller) -> Asker:

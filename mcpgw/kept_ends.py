@@ -4,7 +4,8 @@ import sys
 import time
 from array import array
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from mcpgw.settings import SessionSettings
 
@@ -14,8 +15,7 @@ _MOST_REMEMBERED = 4096
 _REMEMBERED_SECONDS = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class KeptEnd:
+class KeptEnd(msgspec.Struct, frozen=True, gc=False):
     """The end of a call, as text; which tool was called, and what its caller was allowed (`scopes`)."""
 
     text: str
@@ -78,7 +78,8 @@ class KeptEnds:
         """Keep the end of a call, in the place of an older one of the same id."""
         if self._kept is None:
             self._kept = OrderedDict()
-        self._drop(call_id)
+        if call_id in self._kept:
+            self._drop(call_id)
         self._kept[call_id] = (time.monotonic(), end)
         self._count(sys.getsizeof(end.text))
         while len(self._kept) > self._settings.max_results or self.size > self._settings.max_result_bytes:

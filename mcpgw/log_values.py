@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import lru_cache
 from reprlib import Repr
 from typing import Final
 
@@ -17,12 +18,15 @@ _RESERVED = {"time", "level", "logger", "event", "exception", "traceback"}
 _LARGEST_INTEGER = 2**63
 
 _BARE = re.compile(r"[^\s\"'=\\]+")
+# Too short for a token, and without any sign that is needed to name a secret.
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 _containers = Repr()
 _containers.maxstring = _containers.maxother = 100
 
 
+@lru_cache(maxsize=512)
 def field_name(name: str) -> str:
     """`name` as the name of a field, with an underscore where it is taken or holds other signs."""
     if not _FIELD_NAME.fullmatch(name):
@@ -34,6 +38,8 @@ def field_value(name: str, value: object) -> Scalar:
     """`value` as it stands in a line: bounded, masked where `name` tells of a secret; raises for none."""
     if value is not None and is_secret_name(name):
         return REDACTED
+    if type(value) is str:
+        return bounded(value, MAXIMUM_VALUE)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < _LARGEST_INTEGER:
@@ -54,14 +60,24 @@ def field_value(name: str, value: object) -> Scalar:
 
 def bounded(text: str, limit: int) -> str:
     """`text` in at most `limit` characters, without the values that pydantic repeats."""
+    if len(text) <= limit and "input_value=" not in text:
+        return text
     text = redact_inputs(text[: 4 * limit])  # cut first: the search must not read megabytes
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text is short, stands in JSON as it is, and surely is no secret."""
+    return _PLAIN.fullmatch(text) is not None
+
+
 def text_value(value: Scalar) -> str:
     """A value of a text line: bare where it is one plain word, else quoted."""
-    if not isinstance(value, str):
-        return json.dumps(value)
+    return _text_value(value) if isinstance(value, str) else json.dumps(value)
+
+
+@lru_cache(maxsize=1024)
+def _text_value(value: str) -> str:
     if _BARE.fullmatch(value) and value.isprintable():
         return value
     return '"{}"'.format(escape(value).replace('"', r"\""))

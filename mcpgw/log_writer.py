@@ -11,11 +11,13 @@ import os
 import select
 import stat
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
@@ -45,11 +47,22 @@ _SDK_LOGGERS = ("mcp", "client")  # mcp.client.session logs as plain "client"
 _CLOSE_TIMEOUT = 5.0
 _REPORT_INTERVAL = 1.0
 _DEEPEST_FRAMES = 40
+_PAUSE = 0.05
+_MANY_LINES = 512
+_TOGETHER_BYTES = 256 * 1024
 _TERMINAL_BYTES = 4_000  # below PIPE_BUF: a pipe that is ready takes it without waiting (POSIX write)
 
 
+_NOT_ASKED: Final = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dict.fromkeys(
+    ("process", "processName", "taskName", "thread", "threadName")
+)
+
+
 class Line(logging.LogRecord):
-    """An event on its way to the writer: only plain values, nothing that the program still changes."""
+    """An event on its way to the writer: only plain values, nothing that the program still changes.
+
+    Two are made for each call, so it asks neither where it was logged nor in which thread, task or process.
+    """
 
     def __init__(
         self,
@@ -59,16 +72,32 @@ class Line(logging.LogRecord):
         fields: dict[str, Scalar],
         fault: traceback.TracebackException | None = None,
     ) -> None:
-        super().__init__(logger, level, "", 0, event, None, None)
-        self.event = event
+        vars(self).update(_NOT_ASKED)
+        self.name = logger
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.msg = self.event = event
+        self.created = now = time.time()
+        self.msecs = now % 1 * 1000
         self.fields = fields
         self.fault = fault
+        setattr(self, RECORD_FIELDS, fields)
 
     @property
     def timestamp(self) -> str:
         """When it happened, RFC 3339 in UTC with milliseconds."""
-        moment = datetime.fromtimestamp(self.created, UTC)
-        return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+        return timestamp(self.created)
+
+
+def timestamp(seconds: float) -> str:
+    """A time of the wall clock, RFC 3339 in UTC with milliseconds."""
+    second, milliseconds = divmod(int(seconds * 1000), 1000)
+    return f"{_second(second)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec="seconds")
 
 
 class Complaint:
@@ -89,21 +118,35 @@ class Intake(QueueHandler):
     """Takes records on the caller's thread and puts them into the bounded queue, or counts them as lost."""
 
     # Not queue.Queue: its lock is not reentrant, and asyncio logs from __del__, which may run inside put().
-    queue: "SimpleQueue[logging.LogRecord | None]"
+    queue: "SimpleQueue[logging.LogRecord | str | None]"
 
     def __init__(self, limit: int, complaint: Complaint) -> None:
         super().__init__(SimpleQueue())
         self.lost = 0  # only ever changed under the lock of the handler
+        self.many = threading.Event()
+        """Set where so many lines wait that the writer is not to pause any longer."""
         self._limit = limit
+        self._many = min(_MANY_LINES, limit // 2)
         self._complaint = complaint
         self.addFilter(_is_heard)
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def enqueue(self, record: logging.LogRecord | str) -> None:
         """Put it into the queue where there is room."""
-        if self.queue.qsize() >= self._limit:
+        waiting = self.queue.qsize()
+        if waiting >= self._limit:
             self.lost += 1
+            return
+        self.queue.put(record)
+        if waiting == self._many:
+            self.many.set()
+
+    def take_text(self, text: str) -> None:
+        """Take a line for the file that is text already, without its end; only on the event loop's thread."""
+        if self.queue.qsize() < self._limit:
+            self.enqueue(text)
         else:
-            self.queue.put(record)
+            with self.lock or nullcontext():
+                self.lost += 1
 
     def prepare(self, record: logging.LogRecord) -> Line:
         """Take over everything now that the program may still change; a `Line` is ready as it is."""
@@ -150,6 +193,7 @@ class Writer(QueueListener):
         self._complaint = complaint
         self._reported = 0
         self._next_report = -math.inf
+        self._taken: tuple[Any] | None = None
 
     @property
     def lost(self) -> int:
@@ -168,13 +212,50 @@ class Writer(QueueListener):
             record.fault = None
         return record
 
-    def handle(self, record: logging.LogRecord) -> None:
+    def dequeue(self, block: bool) -> Any:
+        """The next line. After all that waited a pause, so that what comes is written together.
+
+        A thread that wakes for each line takes the interpreter's lock from the event loop each time.
+        """
+        if self._taken is not None:
+            (record,), self._taken = self._taken, None
+            return record
+        if self._intake.queue.empty():
+            self._intake.many.clear()
+            self._intake.many.wait(_PAUSE)
+        record = super().dequeue(block)
+        if record is None and self._log_file is not None:  # the end, which `stop` waits for in this thread
+            self._log_file.write_waiting()
+        return record
+
+    def handle(self, record: logging.LogRecord | str) -> None:
         """Write one line; whatever goes wrong, the thread lives on."""
         try:
-            super().handle(record)
-            self._report(at_once=self._intake.queue.empty())
+            if isinstance(record, str):
+                self._handle_texts(record)
+            else:
+                super().handle(record)
+            is_last = self._intake.queue.empty()
+            if is_last and self._log_file is not None:
+                self._log_file.write_waiting()
+            self._report(at_once=is_last)
         except Exception as fault:  # noqa: BLE001 - without this thread nobody would ever hear of it
-            self._complaint.tell(f"a line of logger {record.name} is lost ({type(fault).__name__})")
+            name = "calls" if isinstance(record, str) else record.name
+            self._complaint.tell(f"a line of logger {name} is lost ({type(fault).__name__})")
+
+    def _handle_texts(self, text: str) -> None:
+        """Take this line and all behind it that are text already."""
+        texts, queue = [text], self._intake.queue
+        size = len(text)
+        while size < _TOGETHER_BYTES and not queue.empty():
+            record = queue.get_nowait()  # only this thread takes from it
+            if not isinstance(record, str):
+                self._taken = (record,)
+                break
+            texts.append(record)
+            size += len(record)
+        if self._log_file is not None:
+            self._log_file.add("\n".join(texts))
 
     def stop(self) -> None:
         """Write what waits and end the thread, within some seconds."""
@@ -182,6 +263,7 @@ class Writer(QueueListener):
         if thread is None:
             return
         self.enqueue_sentinel()
+        self._intake.many.set()
         thread.join(_CLOSE_TIMEOUT)
         if thread.is_alive():
             self._complaint.tell("the log does not take its last lines; they are left behind")
@@ -199,6 +281,8 @@ class Writer(QueueListener):
             self._next_report = now + _REPORT_INTERVAL
             count, self._reported = lost - self._reported, lost
             super().handle(Line("mcpgw.logs", logging.WARNING, "lines_lost", {"count": count}))
+            if self._log_file is not None:
+                self._log_file.write_waiting()
 
 
 class _NoLock:
@@ -219,13 +303,18 @@ class _NoLock:
 
 
 class LogFile(RotatingFileHandler):
-    """The rotated file. A line that cannot be written whole is not written at all."""
+    """The rotated file. A line that cannot be written whole is not written at all.
+
+    Lines wait for `write_waiting`, which whoever emits them calls after the last.
+    """
 
     def __init__(self, path: Path, max_size: int, backups: int, complaint: Complaint) -> None:
         super().__init__(path, maxBytes=max_size, backupCount=backups, encoding="utf-8")
         self.lost = 0
         self.is_failing = False
         self._complaint = complaint
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
 
     def createLock(self) -> None:  # noqa: N802 - the name of logging.Handler
         # Only the writer's thread comes here. A lock that it held while the disk hangs would hold up the end
@@ -237,18 +326,47 @@ class LogFile(RotatingFileHandler):
         return os.fdopen(os.open(self.baseFilename, flags, 0o640), "a", encoding="utf-8")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append it whole, or count it as lost."""
-        data = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+        """Append it whole, or count it as lost; with the next ones, where they come at once."""
+        self.add(self.format(record))
+
+    def add(self, text: str) -> None:
+        """Append one or more lines that are text already, as `emit` does."""
+        data = f"{text}\n".encode("utf-8", "backslashreplace")
+        self._waiting.append(data)
+        self._waiting_size += len(data)
+        if self._waiting_size >= _TOGETHER_BYTES:
+            self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Write what waits, in one piece where that goes into the file as it is."""
+        lines, self._waiting = self._waiting, []
+        size, self._waiting_size = self._waiting_size, 0
+        if lines and self._has_room_for(size):
+            with suppress(OSError):  # what does not go together may go line by line
+                self._append(b"".join(lines))
+                self.is_failing = False
+                return
+        for line in b"".join(lines).split(b"\n")[:-1]:
+            try:
+                self._append(line + b"\n")
+            except OSError as fault:
+                self.lost += 1
+                self.is_failing = True
+                self._complaint.tell(
+                    f"log file {self.baseFilename}: {fault.strerror}; lines are lost ({self.lost} so far)"
+                )
+            else:
+                self.is_failing = False
+
+    def _has_room_for(self, size: int) -> bool:
+        """Whether so many bytes go into a regular file before it has to be rotated."""
+        if self.stream is None:
+            return False
         try:
-            self._append(data)
-        except OSError as fault:
-            self.lost += 1
-            self.is_failing = True
-            self._complaint.tell(
-                f"log file {self.baseFilename}: {fault.strerror}; lines are lost ({self.lost} so far)"
-            )
-        else:
-            self.is_failing = False
+            status = os.fstat(self.stream.fileno())
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and not 0 < self.maxBytes < status.st_size + size
 
     def _append(self, data: bytes) -> None:
         # Past the buffer of the stream: it would keep a line that did not fit and write it torn, later.

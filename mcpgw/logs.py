@@ -18,14 +18,17 @@ exceptions that the MCP SDK logs are dropped: they repeat the arguments of tools
 import atexit
 import json
 import logging
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, Self
 
 from mcpgw.errors import ConfigError, suggest
-from mcpgw.log_values import field_name, field_value, text_value, without_surrogates
+from mcpgw.log_values import Scalar, bounded, field_name, field_value, text_value, without_surrogates
 from mcpgw.log_writer import (
+    MAXIMUM_EVENT,
     OWN_LOGGER,
     RECORD_FIELDS,
     Complaint,
@@ -33,6 +36,7 @@ from mcpgw.log_writer import (
     Line,
     Writer,
     open_log_file,
+    timestamp,
     write_to_terminal,
 )
 from mcpgw.redaction import redact
@@ -58,8 +62,79 @@ def log_event(
     password, api key, authorization or cookie are masked. Never blocks and never raises for a value.
     """
     if logger.isEnabledFor(level):
-        values = {field_name(name): field_value(name, value) for name, value in fields.items()}
-        logger.log(level, event, exc_info=exception, extra={RECORD_FIELDS: values}, stacklevel=2)
+        values = _values(fields)
+        if exception is None:
+            # Past the making of a record, which looks for the place in the program where it was logged.
+            logger.handle(Line(logger.name, level, bounded(event, MAXIMUM_EVENT), values))
+        else:
+            logger.log(level, event, exc_info=exception, extra={RECORD_FIELDS: values}, stacklevel=2)
+
+
+def _values(fields: Mapping[str, object]) -> dict[str, Scalar]:
+    return {field_name(name): field_value(name, value) for name, value in fields.items()}
+
+
+def log_often(
+    logger: logging.Logger, level: int, event: str, fields: tuple[tuple[str, object], ...], **last: float
+) -> None:
+    """As `log_event`, of what is said of each call: `fields` are mostly the same, and only numbers are not.
+
+    What comes before the numbers is kept as text, so that the line is made of two pieces.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    intake = _alone_on(logger, level)
+    if intake is None:
+        values = _values({**dict(fields), **last})
+        logger.handle(Line(logger.name, level, bounded(event, MAXIMUM_EVENT), values))
+        return
+    starts, numbers = intake.starts, last.items()
+    assert starts is not None, "asked above"  # noqa: S101
+    if starts.is_json:
+        ends = "".join(f', "{name}": {value!r}' for name, value in numbers) + "}"
+        text = f'{{"time": "{timestamp(time.time())}", {starts.of(logger.name, level, event, fields)}{ends}'
+    else:
+        ends = "".join(f" {name}={value!r}" for name, value in numbers)
+        text = f"{timestamp(time.time())} {starts.of(logger.name, level, event, fields)}{ends}"
+    intake.take_text(text)
+
+
+def _alone_on(logger: logging.Logger, level: int) -> "_LogIntake | None":
+    """The open log's intake, where nothing else hears lines of this level or has a say."""
+    intake: _LogIntake | None = None
+    above: logging.Logger | None = logger
+    while above is not None:
+        for handler in above.handlers:
+            if handler.level > level:
+                continue
+            if not isinstance(handler, _LogIntake) or handler.starts is None:
+                return None
+            intake = handler
+        if above.filters or not above.propagate:
+            return None
+        above = above.parent
+    return intake
+
+
+class _Starts:
+    """Beginnings of lines behind the time, kept as text."""
+
+    def __init__(self, *, is_json: bool) -> None:
+        self.is_json = is_json
+        self.of = lru_cache(maxsize=4096)(self._of)
+
+    def _of(self, logger: str, level: int, event: str, fields: tuple[tuple[str, object], ...]) -> str:
+        values = _values(dict(fields))
+        line = Line(logger, level, bounded(event, MAXIMUM_EVENT), values)
+        if self.is_json:
+            return _JsonFormatter().format(line).partition(", ")[2][:-1]
+        return _TextFormatter(with_traceback=False).format(line).partition(" ")[2]
+
+
+class _LogIntake(Intake):
+    """The intake of the log, which knows beginnings of lines where there is a file for them."""
+
+    starts: _Starts | None = None
 
 
 class LogHandle:
@@ -128,7 +203,8 @@ def configure_logging(
         formatter = _JsonFormatter() if format == "json" else _TextFormatter(with_traceback=True)
         log_file = open_log_file(file, formatter, max_size, backups, complaint, flag="--log-file")
         handlers.append(log_file)
-    intake = Intake(queue_size, complaint)
+    intake = _LogIntake(queue_size, complaint)
+    intake.starts = None if log_file is None else _Starts(is_json=format == "json")
     intake.setLevel(LEVELS[level])
     return LogHandle(intake, Writer(intake, handlers, log_file, complaint), LEVELS[level])
 

@@ -11,9 +11,12 @@ microsecond; `render` may run in any thread. Sources: Prometheus text format 0.0
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter as TallyByCode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from threading import Lock
 from typing import Final, Literal
 
 from prometheus_client import (
@@ -21,13 +24,16 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from mcpgw.errors import (
     CallTimeout,
@@ -166,13 +172,75 @@ collector (``process_…``, ``python_…``).
 """
 
 
+class _Tally:
+    """A number that is counted many times a call; the library's own is told when somebody looks.
+
+    The library takes a lock each time, which here nobody needs: all is counted on one thread.
+    """
+
+    __slots__ = ("_counter", "_told", "value")
+
+    def __init__(self, counter: Counter | Gauge) -> None:
+        self._counter = counter
+        self._told = 0
+        self.value = 0
+
+    def tell(self) -> None:
+        """Have the library know; one at a time."""
+        value = self.value
+        if isinstance(self._counter, Gauge):
+            self._counter.set(value)
+        elif value != self._told:
+            self._counter.inc(value - self._told)
+        self._told = value
+
+
+class _Times:
+    """How many took how long: a count for each bucket, the last without a bound."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(CALL_SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more."""
+        self.counts[bisect_left(CALL_SECONDS, seconds)] += 1
+        self.sum += seconds
+
+
 @dataclass(frozen=True, slots=True)
 class _Calls:
     """The calls of one server; `outcomes` are made when the first call has that end."""
 
-    open: Gauge
-    seconds: Histogram
-    outcomes: dict[str, Counter]
+    open: _Tally
+    seconds: _Times
+    outcomes: dict[str, _Tally]
+
+
+class _CallTimes(Collector):
+    """The histogram of the time of calls, by server."""
+
+    def __init__(self, calls: Callable[[], Mapping[str, _Calls]]) -> None:
+        self._calls = calls
+
+    def describe(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        return [self._family()]
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        family = self._family()
+        for server, calls in self._calls().items():
+            counts = list(accumulate(calls.seconds.counts))
+            bounds = [*map(floatToGoString, CALL_SECONDS), "+Inf"]
+            family.add_metric([server], list(zip(bounds, counts, strict=True)), calls.seconds.sum)
+        return [family]
+
+    @staticmethod
+    def _family() -> HistogramMetricFamily:
+        return HistogramMetricFamily(CALL_TIME.name, CALL_TIME.help, labels=CALL_TIME.labels)
 
 
 class Metrics:
@@ -205,22 +273,19 @@ class Metrics:
         self._closes_other = closes.labels(OTHER)
         self._sessions = gauge(SESSIONS)
         frames, types = counter(FRAMES), sorted({*frame_types, OTHER})
-        self._frames_in = {name: frames.labels("in", name) for name in types}
-        self._frames_out = {name: frames.labels("out", name) for name in types}
+        self._frames_in = {name: _Tally(frames.labels("in", name)) for name in types}
+        self._frames_out = {name: _Tally(frames.labels("out", name)) for name in types}
         errors = counter(ERRORS)
         self._errors_told: TallyByCode[str] = TallyByCode()
         self._errors = {code: errors.labels(code) for code in (*codes(), OTHER)}
         events, subscriptions, channels = counter(EVENTS), gauge(SUBSCRIPTIONS), {*channels, OTHER}
-        self._events = {name: events.labels(name) for name in sorted(channels)}
+        self._events = {name: _Tally(events.labels(name)) for name in sorted(channels)}
         self._subscriptions = {name: subscriptions.labels(name) for name in sorted(channels)}
         dropped = counter(DROPPED)
         self._dropped = {reason: dropped.labels(reason) for reason in (*DROP_REASONS, OTHER)}
 
         self._calls = counter(CALLS)
         self._calls_open = gauge(CALLS_OPEN)
-        self._call_seconds = Histogram(
-            CALL_TIME.name, CALL_TIME.help, CALL_TIME.labels, registry=registry, buckets=CALL_SECONDS
-        )
         self._backend_up = gauge(BACKEND_UP)
         self._backend_restarts = counter(BACKEND_RESTARTS)
         self._outcomes = frozenset({OK, TOOL_ERROR, *codes()})
@@ -229,6 +294,8 @@ class Metrics:
         self._restarts: dict[str, Counter] = {}
         self._servers: dict[str, _Calls] = {}
         self._other_server: _Calls | None = None
+        self._telling = Lock()
+        registry.register(_CallTimes(self._counted))
         for server in servers:
             self.add_server(server)
 
@@ -238,11 +305,26 @@ class Metrics:
         `accept` is the ``Accept`` header: OpenMetrics where it names it, else the text format of Prometheus.
         Reads files of ``/proc``: with thousands of connections better not on the event loop.
         """
+        self._tell()
         # The library's own choice raises for versions that are no numbers, and repeats what was sent.
         if _accepts_openmetrics(accept):
             body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
             return body, OPENMETRICS_CONTENT_TYPE
         return generate_latest(self._registry), CONTENT_TYPE
+
+    def _counted(self) -> dict[str, _Calls]:
+        """The calls by the label of their server; also asked for from other threads."""
+        other = {} if self._other_server is None else {OTHER_SERVER: self._other_server}
+        return {**self._servers, **other}
+
+    def _tell(self) -> None:
+        with self._telling:
+            for tallies in (self._frames_in, self._frames_out, self._events):
+                for tally in tallies.values():
+                    tally.tell()
+            for calls in self._counted().values():
+                for tally in (calls.open, *list(calls.outcomes.values())):
+                    tally.tell()
 
     # --- connections ---------------------------------------------------------------------------------------
 
@@ -275,11 +357,11 @@ class Metrics:
 
     def frame_received(self, frame_type: str) -> None:
         """A client has sent a frame."""
-        (self._frames_in.get(frame_type) or self._frames_in[OTHER]).inc()
+        (self._frames_in.get(frame_type) or self._frames_in[OTHER]).value += 1
 
     def frame_sent(self, frame_type: str, count: int = 1) -> None:
         """A frame was given to `count` connections."""
-        (self._frames_out.get(frame_type) or self._frames_out[OTHER]).inc(count)
+        (self._frames_out.get(frame_type) or self._frames_out[OTHER]).value += count
 
     def error_sent(self, code: str) -> None:
         """A client was told an error, in a frame or in the body of an answer."""
@@ -294,13 +376,13 @@ class Metrics:
 
     def call_started(self, server: str) -> None:
         """A call has begun."""
-        (self._servers.get(server) or self._unknown()).open.inc()
+        (self._servers.get(server) or self._unknown()).open.value += 1
 
     def call_ended(self, server: str, outcome: str, seconds: float) -> None:
         """A call that was started has ended; `outcome` is `OK`, `TOOL_ERROR` or the code of its error."""
         counted = self._servers.get(server) or self._unknown()
-        counted.open.dec()
-        (counted.outcomes.get(outcome) or self._outcome(server, counted, outcome)).inc()
+        counted.open.value -= 1
+        (counted.outcomes.get(outcome) or self._outcome(server, counted, outcome)).value += 1
         if outcome in _REACHED:
             counted.seconds.observe(seconds)
 
@@ -308,7 +390,7 @@ class Metrics:
 
     def event_published(self, channel: str) -> None:
         """An event stands in the log."""
-        (self._events.get(channel) or self._events[self._base(channel)]).inc()
+        (self._events.get(channel) or self._events[self._base(channel)]).value += 1
 
     def subscribed(self, channel: str) -> None:
         """A connection reads a channel that it did not read before."""
@@ -337,10 +419,11 @@ class Metrics:
         if counted is None:
             return
         del self._up[server], self._restarts[server]
-        for metric in (self._backend_up, self._backend_restarts, self._calls_open, self._call_seconds):
-            metric.remove(server)
-        for outcome in counted.outcomes:
-            self._calls.remove(server, outcome)
+        with self._telling:
+            for metric in (self._backend_up, self._backend_restarts, self._calls_open):
+                metric.remove(server)
+            for outcome in counted.outcomes:
+                self._calls.remove(server, outcome)
 
     def backend_up(self, server: str, up: bool) -> None:
         """Whether calls to `server` go through now."""
@@ -356,9 +439,9 @@ class Metrics:
 
     def _calls_of(self, server: str) -> _Calls:
         return _Calls(
-            open=self._calls_open.labels(server),
-            seconds=self._call_seconds.labels(server),
-            outcomes={OK: self._calls.labels(server, OK)},
+            open=_Tally(self._calls_open.labels(server)),
+            seconds=_Times(),
+            outcomes={OK: _Tally(self._calls.labels(server, OK))},
         )
 
     def _unknown(self) -> _Calls:
@@ -366,11 +449,11 @@ class Metrics:
             self._other_server = self._calls_of(OTHER_SERVER)
         return self._other_server
 
-    def _outcome(self, server: str, counted: _Calls, outcome: str) -> Counter:
+    def _outcome(self, server: str, counted: _Calls, outcome: str) -> _Tally:
         label = outcome if outcome in self._outcomes else OTHER
         if label not in counted.outcomes:
             name = server if server in self._servers else OTHER_SERVER
-            counted.outcomes[label] = self._calls.labels(name, label)
+            counted.outcomes[label] = _Tally(self._calls.labels(name, label))
         return counted.outcomes[label]
 
     def _base(self, channel: str) -> str:

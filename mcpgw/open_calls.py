@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from mcpgw.access.tokens import Principal
 from mcpgw.backends.requests import InputAnswer, InputRequest
 from mcpgw.call_record import CallRecord
+from mcpgw.gateway import BegunCall
 from mcpgw.wire import frames
 from mcpgw.wire.frames import ReplyTo, ServerFrame
 
@@ -22,6 +23,10 @@ class OpenCall:
     principal: Principal
     record: CallRecord | None = None
     task: asyncio.Task[None] | None = None
+    begun: BegunCall | None = None
+    """What goes on without a task, where it does."""
+    on_ended: asyncio.Future[None] | None = None
+    """Who waits for its end, where it has no task."""
     ended: bool = False
     hidden: bool = False
     """Whether the token that the session goes on with may not know of it; it goes on all the same."""
@@ -30,6 +35,14 @@ class OpenCall:
     def scopes(self) -> frozenset[str]:
         """What its caller was allowed when it began."""
         return self.principal.scopes
+
+    def until_ended(self) -> "asyncio.Future[None]":
+        """What is done when the call has ended, or soon after."""
+        if self.task is not None:
+            return self.task
+        if self.on_ended is None:
+            self.on_ended = asyncio.get_running_loop().create_future()
+        return self.on_ended
 
 
 class Teller(Protocol):

@@ -5,19 +5,25 @@ Permission is the business of those who call: nothing here asks for it.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from mcpgw.backends.reaper import ProcessReaper
-from mcpgw.backends.server import Server
 from mcpgw.errors import InvalidParams, ServerNotFound, suggest
 from mcpgw.metrics import Metrics
 from mcpgw.server_definitions import ServerDefinition
 from mcpgw.settings import BackendSettings, CallSettings
 
+if TYPE_CHECKING:
+    from mcpgw.backends.server import Server
+
 GatewayListener = Callable[[str, str, Mapping[str, Any], str | None], None]
 """Takes the id of a server, what happened to it (``started``, ``tools_changed``, ``resources_changed`` …),
 the data of that event, and the one user whom it concerns, where it concerns one alone.
 """
+
+
+_MODULE_OF_SERVERS: Final = "mcpgw.backends.server"
 
 
 class Servers:
@@ -84,6 +90,8 @@ class Servers:
         """
         if definition.name in self._servers:
             raise InvalidParams(f"there is a server {definition.name!r} already")
+        # The MCP SDK takes half a second to import: without a server it is not, and the loop must not wait.
+        await asyncio.to_thread(import_module, _MODULE_OF_SERVERS)
         server = self._add(definition)
         if self._has_started:
             server.start()
@@ -159,7 +167,9 @@ class Servers:
         for server in self._servers.values():
             server.connection_ended(connection)
 
-    def _add(self, definition: ServerDefinition) -> Server:
+    def _add(self, definition: ServerDefinition) -> "Server":
+        from mcpgw.backends.server import Server  # noqa: PLC0415 - see `add_server`
+
         server_id = definition.name
 
         def announce(name: str, data: Mapping[str, Any], user: str | None) -> None:
@@ -173,7 +183,7 @@ class Servers:
         self._servers[server_id] = server
         return server
 
-    def _server(self, server_id: str) -> Server:
+    def _server(self, server_id: str) -> "Server":
         server = self._servers.get(server_id)
         if server is None:
             raise ServerNotFound(f"no server {server_id[:64]!r}{suggest(server_id, self._servers)}")

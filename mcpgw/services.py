@@ -32,7 +32,7 @@ from mcpgw.access.tickets import Purpose
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.access.workshops import described_guest, described_room, may_give
 from mcpgw.administration import Administration
-from mcpgw.aggregate import McpDoor, Visit
+from mcpgw.aggregate import McpEntrance, Visit
 from mcpgw.approvals import Approvals
 from mcpgw.audit import Actor, Audit
 from mcpgw.bus import Bus, LocalBus
@@ -126,7 +126,7 @@ class Services:
     metrics: Metrics
     audit: Audit
     tracing: Tracing
-    mcp: McpDoor
+    mcp: McpEntrance
     store: Store
     catalogs: CatalogService
     administration: Administration
@@ -280,11 +280,11 @@ class _Announcer:
             self._bus.publish("gateway.health_update", health)
 
 
-def _review(judge: Judge, hub: Hub, sessions: SessionStore, door: McpDoor) -> None:
+def _review(judge: Judge, hub: Hub, sessions: SessionStore, mcp: McpEntrance) -> None:
     """Hold all that is open to what its users may do by now; sessions after their connections are closed."""
     hub.review(judge)
     sessions.review(judge)
-    door.review(judge)
+    mcp.review(judge)
 
 
 @dataclass(frozen=True)
@@ -433,7 +433,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                 )
                 records = CallRecords(bus, audit, metrics)
                 gateway.approvals = Approvals(bus, audit)
-                door = McpDoor(
+                mcp = McpEntrance(
                     gateway, limits, records, config.mcp, max_body_size=config.server.max_body_size
                 )
                 access = AccessService(
@@ -447,13 +447,12 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                         config.auth,
                         public_url=lambda: configuration.in_force.server.public_url,
                     ),
-                    on_change=lambda judge: _review(judge, hub, sessions, door),
+                    on_change=lambda judge: _review(judge, hub, sessions, mcp),
                     on_rooms=rooms.follow,
                     max_rooms=config.rooms.max_open,
                 )
                 try:
                     async with (
-                        door.running() as mcp,
                         _watched(configuration, stored.seen),
                         running_access(access, tidy_interval=config.server.sweep_interval),
                     ):
@@ -476,6 +475,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                             access,
                         )
                 finally:
+                    await mcp.close()
                     sessions.close()  # before the audit log, which has the ends of their calls
         finally:
             logging.getLogger("mcpgw").removeHandler(log_handler)

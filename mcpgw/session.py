@@ -15,10 +15,11 @@ from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import may_call
 from mcpgw.access.revocation import Judge, denial
 from mcpgw.access.tokens import Principal
-from mcpgw.answers import answer
+from mcpgw.answers import answer, tool_response
 from mcpgw.approvals import PREFIX
 from mcpgw.audit import Actor
 from mcpgw.backends.requests import InputAnswer, InputRequest
+from mcpgw.backends.tools import ToolResult
 from mcpgw.bus import Bus
 from mcpgw.call_record import CallRecords
 from mcpgw.errors import (
@@ -235,9 +236,47 @@ class Session:
             )
         self._has_called = True
         self._calls[reply.id] = call
+        if isinstance(frame, frames.ToolCall) and self._begin(call, frame, principal):
+            return
         call.task = asyncio.create_task(self._run(call, frame, principal), name=f"call {reply.id}")
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)
+
+    def _begin(self, call: OpenCall, frame: frames.ToolCall, principal: Principal) -> bool:
+        """Send a call at once, where nothing has to be waited for; false where it needs a task."""
+
+        def on_end(result: ToolResult | None, error: Exception | None) -> None:
+            if result is None:
+                self._end_call(call, frames.Error(self._told(error)))
+                return
+            try:
+                self._end_call(call, tool_response(frame, result, call.record))
+            except Exception as fault:  # noqa: BLE001 - the boundary where a fault becomes an answer
+                self._end_call(call, frames.Error(self._told(fault)))
+
+        try:
+            call.begun = self._gateway.begin_call(
+                Caller(principal, self.id, self.trace),
+                frame.server_id,
+                frame.tool_name,
+                frame.params,
+                timeout_ms=frame.timeout_ms,
+                observer=CallObserver(self, call),
+                on_end=on_end,
+            )
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._end_call(call, frames.Error(self._told(fault)))
+            return True
+        return call.begun is not None
+
+    def _told(self, error: Exception | None) -> GatewayError:
+        """What the client is told of `error`; of a fault of the gateway the log has all."""
+        if isinstance(error, GatewayError):
+            return error
+        fault = secrets.token_hex(4)
+        _LOGGER.error("internal error %s", fault, exc_info=error)
+        self._bus.publish("gateway.error", {"faultId": fault})
+        return InternalError(f"a fault of the gateway; its log has it under the id {fault}")
 
     def cancel(self, reply: ReplyTo) -> None:
         """End a call at the client's word.
@@ -263,7 +302,7 @@ class Session:
         """Let open calls come to their end until `deadline` (of the loop's clock), then end what is left."""
         loop = asyncio.get_running_loop()
         while self._calls and loop.time() < deadline:
-            waited = [call.task for call in self._calls.values() if call.task is not None]
+            waited = [call.until_ended() for call in self._calls.values()]
             await asyncio.wait(waited, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         for call in list(self._calls.values()):
             error = OutcomeUnknown("the gateway is ending and has stopped the call; it may have run in part")
@@ -295,11 +334,8 @@ class Session:
             return await work
         except GatewayError:
             raise
-        except Exception:
-            fault = secrets.token_hex(4)
-            _LOGGER.exception("internal error %s", fault)
-            self._bus.publish("gateway.error", {"faultId": fault})
-            raise InternalError(f"a fault of the gateway; its log has it under the id {fault}") from None
+        except Exception as error:  # noqa: BLE001 - the boundary where a fault becomes an answer
+            raise self._told(error) from None
 
     def tell(self, call: OpenCall, frame: ServerFrame) -> bool:
         """Say something about a call that goes on; false where it cannot be said."""
@@ -413,7 +449,11 @@ class Session:
             self.ends.drop_read()
             if not call.hidden:
                 self.outlet.say_result(text)
-        if call.task is not None and call.task is not asyncio.current_task():
+        if call.begun is not None:
+            call.begun.cancel()
+            if call.on_ended is not None and not call.on_ended.done():
+                call.on_ended.set_result(None)
+        elif call.task is not None and call.task is not asyncio.current_task():
             call.task.cancel()
         if call.record is None:
             if isinstance(frame, frames.Error):

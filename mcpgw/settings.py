@@ -617,6 +617,14 @@ class BackendSettings:
         minimum=0,
         maximum=100_000,
     )
+    http_connections: int = _setting(
+        256,
+        "Most connections that calls of one backend over Streamable HTTP have open at once, one for each; "
+        "more calls wait for one.",
+        unit="connections",
+        minimum=1,
+        maximum=100_000,
+    )
 
 
 @dataclass(frozen=True)

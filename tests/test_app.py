@@ -71,6 +71,29 @@ async def exit_code(gateway: GatewayProcess, seconds: float = 10) -> int:
     return gateway.process.returncode
 
 
+def maps(gateway: GatewayProcess) -> str:
+    """The files that the process has in its memory, compiled modules among them."""
+    return Path(f"/proc/{gateway.process.pid}/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what a process has loaded")
+@pytest.mark.gen_test(timeout=40)
+async def test_what_speaks_mcp_is_loaded_when_it_is_needed(gateway_process: StartProcess) -> None:
+    gateway = gateway_process(configuration="[memory]\nenabled = false\n")
+    assert (await fetch(gateway.url, "/readyz")).status in (200, 503)
+    assert "_pydantic_core" not in maps(gateway), "the MCP SDK came with the start"
+    token = gateway.token()
+    body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "*/*"}
+    answers = await asyncio.gather(
+        *(fetch(gateway.url, "/mcp", method="POST", headers=headers, body=body) for _ in range(4))
+    )
+    assert {answer.status for answer in answers} <= {200, 400}
+    assert "_pydantic_core" in maps(gateway)
+    gateway.process.send_signal(signal.SIGTERM)
+    assert await exit_code(gateway) == 0
+
+
 @pytest.mark.gen_test(timeout=40)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_everything_whole(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -39,6 +40,23 @@ def call(audit: Audit, actor: Actor = ANN, **changes: Any) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "logs" / "audit.jsonl"
+
+
+@given(
+    st.text(max_size=8) | st.sampled_from([WEB_TOKEN, "token=x", "x" * 200, "", "c1"]),
+    st.text(max_size=8) | st.sampled_from(["get_token", 'a", "b', WEB_TOKEN]),
+    st.floats(0, 1e6),
+)
+def test_the_line_of_a_call_is_the_same_whether_its_arguments_could_be_in_it_or_not(
+    tmp_path_factory: pytest.TempPathFactory, call_id: str, tool: str, seconds: float
+) -> None:
+    lines = []
+    for arguments in (False, True):
+        path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+        with Audit(AuditSettings(file=path, arguments=arguments)) as audit:
+            call(audit, call_id=call_id, tool=tool, seconds=seconds)
+        lines.append(re.sub(r'"time": "[^"]*"', "", path.read_text()))
+    assert lines[0] == lines[1]
 
 
 def test_each_event_says_who_from_where_what_and_what_came_of_it(path: Path) -> None:

@@ -158,7 +158,7 @@ def said(file: Path) -> Iterator[str]:
         on = ast.unparse(called.value).lower() if isinstance(called, ast.Attribute) else ""
         by_logger = "logger" in on and name in ("debug", "info", "warning", "error", "exception")
         texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        if texts and (by_logger or name in ("log_event", "_log", "_log_line", "_tell")):
+        if texts and (by_logger or name in ("log_event", "log_often", "_log", "_log_line", "_tell")):
             yield re.sub(r"%s", "*", texts[0])
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from mcpgw.errors import ConfigError
 from mcpgw.log_writer import MAXIMUM_TRACEBACK
-from mcpgw.logs import LogHandle, configure_logging, log_event
+from mcpgw.logs import LogHandle, configure_logging, log_event, log_often
 from mcpgw.redaction import redact
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +167,46 @@ def test_a_quoted_text_value_cannot_pose_as_another_field(log_path: Path) -> Non
         log_path, lambda: log_event(LOGGER, logging.INFO, "x", agent='a" user="root', tool="a=b", empty="")
     )
     assert line.endswith(r'x agent="a\" user=\"root" tool="a=b" empty=""')
+
+
+@pytest.mark.parametrize("shape", ["text", "json"])
+@given(user=st.text(max_size=20) | st.sampled_from([WEB_TOKEN, "a=b", 'token="x"']), ms=st.floats(0, 1e9))
+def test_a_line_that_comes_often_is_no_other_than_it_would_be_alone(
+    tmp_path_factory: pytest.TempPathFactory, shape: Literal["text", "json"], user: str, ms: float
+) -> None:
+    fields = (("client", "4f2a"), ("user", user), ("server", None), ("tool", "get_token"), ("outcome", "ok"))
+    other = logging.NullHandler()
+
+    def log() -> None:
+        log_often(LOGGER, logging.INFO, "call", fields, ms=ms)
+        log_often(LOGGER, logging.INFO, "call", fields, ms=ms)
+        LOGGER.addHandler(other)  # it hears the line, so that it has to be made in the ordinary way
+        log_often(LOGGER, logging.INFO, "call", fields, ms=ms)
+
+    handlers, logging.root.handlers = logging.root.handlers, []
+    try:
+        lines = lines_after(tmp_path_factory.mktemp("log") / "log", log, shape)
+    finally:
+        logging.root.handlers = handlers
+        LOGGER.removeHandler(other)
+    without_time = {re.sub(r"20\d\d-\d\d-\d\dT[0-9:.]{12}Z", "", line) for line in lines}
+    assert (len(lines), len(without_time)) == (3, 1)
+
+
+def test_lines_that_come_often_wait_for_their_level_and_are_counted_where_they_are_lost(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    fields = (("user", "ann"),)
+    assert not lines_after(
+        log_path, lambda: log_often(LOGGER, logging.INFO, "call", fields, ms=1.0), level="warning"
+    )
+    with open_log(log_path, queue_size=10) as log:
+        for _ in range(100_000):
+            log_often(LOGGER, logging.INFO, "call", fields, ms=1.0)
+    written = log_path.read_text().count(" call user=ann ms=1.0")
+    assert log.lost > 0
+    assert written + log.lost == 100_000
 
 
 def test_long_values_events_and_tracebacks_are_bounded(log_path: Path) -> None:

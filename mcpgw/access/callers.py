@@ -1,13 +1,12 @@
 """Who asks the gateway for something, and through what."""
 
-from dataclasses import dataclass, field
+import msgspec
 
 from mcpgw.access.tokens import Principal
 from mcpgw.tracing import CallerTrace
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who asks, and through what.
 
     `connection` names one client's connection or session: a server with the isolation ``connection`` has an
@@ -15,5 +14,8 @@ class Caller:
     """
 
     principal: Principal
-    connection: str = field(repr=False)
-    trace: CallerTrace | None = field(default=None, repr=False)
+    connection: str
+    trace: CallerTrace | None = None
+
+    def __repr__(self) -> str:
+        return f"Caller({self.principal!r})"

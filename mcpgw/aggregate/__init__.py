@@ -1,5 +1,6 @@
 """Every backend's tools, prompts and resources as one MCP server, and each backend alone under its own names.
 
+entrance.py    where the door is, which is built when somebody comes
 door.py        the way in: requests of known users, handed to the SDK's session manager
 server.py      what the one MCP server answers
 offers.py      what a server offers to a caller, as MCP's capabilities
@@ -11,6 +12,7 @@ changes.py     what has changed, for whoever listens
 failures.py    the gateway's errors as those of JSON-RPC
 """
 
-from mcpgw.aggregate.door import McpDoor, Visit
+from mcpgw.aggregate.entrance import McpEntrance
+from mcpgw.aggregate.visits import Visit
 
-__all__ = ["McpDoor", "Visit"]
+__all__ = ["McpEntrance", "Visit"]

@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import may_call, may_call_any
 from mcpgw.access.tokens import Principal
-from mcpgw.aggregate.relay import Context
 from mcpgw.audit import Actor
 from mcpgw.tracing import Tracing
+
+if TYPE_CHECKING:  # what serves MCP takes long to import
+    from mcpgw.aggregate.relay import Context
 
 current_visit: ContextVar["Visit"] = ContextVar("mcpgw_current_visit")
 """The visit that is served now, for what the SDK asks before it makes a context."""
@@ -52,7 +54,7 @@ class Visit:
         return may_call(self.principal, server_id, tool)
 
 
-def visit_of(context: Context) -> Visit:
+def visit_of(context: "Context") -> Visit:
     """The visit that a request belongs to."""
     request: Any = context.request
     visit: Visit = request.scope[SCOPE_KEY]

@@ -399,6 +399,12 @@ class Backend:
                 raise self.unavailable() from None
         return present
 
+    @property
+    def direct_connection(self) -> Connection | None:
+        """The present session, where calls can be sent on it without waiting for anything."""
+        connection = self._connection
+        return connection if connection is not None and connection.is_direct else None
+
     async def call_tool(
         self,
         tool: str,
@@ -417,16 +423,28 @@ class Backend:
             TooLarge: the answer is over the limit of one message.
         """
         connection = await self.connection(0)
+        return await self.continue_call(
+            connection, tool, arguments, None, observer=observer or SilentObserver(), asker=asker, meta=meta
+        )
+
+    async def continue_call(
+        self,
+        connection: Connection,
+        tool: str,
+        arguments: Mapping[str, Any],
+        first: dict[str, Any] | MCPError | None,
+        *,
+        observer: Observer,
+        asker: Asker,
+        meta: Any = None,
+    ) -> ToolResult:
+        """As `call_tool`, of a call that was sent already on `connection` and has its `first` answer."""
 
         async def list_again() -> None:
             self._take_tools(await connection.list_tools())
 
-        params = types.CallToolRequestParams(name=tool, arguments=dict(arguments), _meta=meta)
-        sending = connection.request(
-            types.CallToolRequest(params=params),
-            asker=asker,
-            observer=observer or SilentObserver(),
-            list_again=list_again,
+        sending = connection.call_tool(
+            tool, arguments, meta, asker=asker, observer=observer, list_again=list_again, first=first
         )
         return ToolResult.from_json(await self.guarded(connection, sending))
 
@@ -449,10 +467,22 @@ class Backend:
         except MCPError as error:
             raise self._translated(error, connection) from error
         except ValidationError as error:
-            raise ToolExecutionError(
+            raise self.translated(error, connection) from None
+
+    def translated(self, error: Exception, connection: Connection) -> GatewayError:
+        """The gateway's error for an `MCPError` or a `ValidationError` on `connection`.
+
+        Raises:
+            Exception: `error`, where it is neither.
+        """
+        if isinstance(error, MCPError):
+            return self._translated(error, connection)
+        if isinstance(error, ValidationError):
+            return ToolExecutionError(
                 f"the server {self.id!r} answered with what is not as the protocol has it",
                 details={"faults": error.error_count()},
-            ) from None
+            )
+        raise error
 
     def _translated(self, error: MCPError, connection: Connection) -> GatewayError:
         if is_never_sent(error):

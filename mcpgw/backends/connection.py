@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -21,11 +21,18 @@ from mcp.shared.exceptions import MCPError
 from pydantic import TypeAdapter, ValidationError
 
 from mcpgw import __version__
+from mcpgw.backends import sdk_seam
+from mcpgw.backends.direct_dispatcher import DirectCall, DirectDispatcher
+from mcpgw.backends.direct_http import DirectHttp
+from mcpgw.backends.direct_stdio import DirectStdio
 from mcpgw.backends.failures import in_words
+from mcpgw.backends.http import HttpTransport
 from mcpgw.backends.inputs import answer_input, refusal
 from mcpgw.backends.requests import Asker, Observer
 from mcpgw.backends.rounds import run_rounds
+from mcpgw.backends.stdio import StdioTransport
 from mcpgw.backends.tap import CALLERS_CAPABILITIES, Tap
+from mcpgw.backends.tool_answers import checked
 from mcpgw.backends.tools import Tool
 
 T = TypeVar("T")
@@ -37,11 +44,16 @@ _ABANDONED = 5.0
 """Seconds in which a server may still send what a request that nobody waits for any more has caused."""
 _MANAGED_META = ("progressToken",)
 _RESERVED_META = "io.modelcontextprotocol/"
+NO_ANSWER = types.ErrorData(code=types.INTERNAL_ERROR, message="")
 _HANDED_ON = ("elicitation", "roots", "sampling")
 """What a backend may ask a caller for through the gateway."""
 
 Change = str
 """What of a server has changed: ``tools``, ``resources`` or ``prompts``."""
+
+
+OnCallEnd = Callable[[dict[str, Any] | None, Exception | None], None]
+"""Takes the raw result of a call, or an `MCPError` or `ValidationError`. Must not wait or raise."""
 
 
 class Listener(Protocol):
@@ -63,7 +75,7 @@ class _OpenRequest:
 
     asker: Asker
     observer: Observer
-    questions: set[asyncio.Task[Any]] = field(default_factory=set)
+    questions: set[asyncio.Task[Any]] | None = None
 
 
 _current: ContextVar[_OpenRequest | None] = ContextVar("mcpgw_current_request", default=None)
@@ -78,6 +90,7 @@ class Connection:
     def __init__(self, transport: AbstractAsyncContextManager[Any], listener: Listener) -> None:
         self._listener = listener
         self._tap = Tap(transport, listener.on_fault)
+        self._direct: DirectDispatcher | None = None
         self._open: dict[_OpenRequest, float] = {}
         self._abandoned: dict[Asker, float] = {}
         self._listing = asyncio.Lock()
@@ -93,6 +106,17 @@ class Connection:
             list_roots_callback=self._on_roots,
             cache=None,
         )
+        if not sdk_seam.takes_dispatcher(self.client):
+            return
+        pipes: DirectStdio | DirectHttp
+        if isinstance(transport, StdioTransport):
+            pipes = DirectStdio(transport, self._tap)
+        elif isinstance(transport, HttpTransport) and not transport.is_legacy:
+            pipes = DirectHttp(transport, self._tap)
+        else:
+            return
+        self._direct = pipes.dispatcher
+        sdk_seam.give_dispatcher(self.client, pipes)
 
     async def __aenter__(self) -> Self:
         await self.client.__aenter__()
@@ -140,12 +164,14 @@ class Connection:
         asker: Asker,
         observer: Observer,
         list_again: Callable[[], Awaitable[None]] | None = None,
+        first: dict[str, Any] | MCPError | None = None,
     ) -> dict[str, Any]:
         """Send one request and answer its result, as it was sent. Cancelling tells the backend to stop.
 
         Where the backend asks for input first, `observer` is asked, and the request sent again with what it
         says (MCP 2026-07-28). Where it says that headers do not fit the arguments, the schema that says which
         arguments are headers was an old one: `list_again` is to list the tools anew, and it is sent again.
+        `first` is the first answer, where the request was sent already.
 
         Raises:
             MCPError: the backend answered with an error, or the request did not come through.
@@ -155,13 +181,17 @@ class Connection:
         opened = _OpenRequest(asker, observer)
 
         async def send(responses: types.InputResponses | None, state: str | None) -> dict[str, Any]:
+            nonlocal first
             params = request.params
             if isinstance(params, types.InputResponseRequestParams):
                 params.input_responses, params.request_state = responses, state
+            known, first = first, None
             try:
-                return await send_once()
+                if isinstance(known, MCPError):
+                    raise known
+                return await send_once() if known is None else known
             except MCPError as error:
-                if error.code != types.HEADER_MISMATCH or not self.is_modern or list_again is None:
+                if list_again is None or not self.has_old_list(error):
                     raise
             await list_again()
             return await send_once()
@@ -181,15 +211,113 @@ class Connection:
         self._open[opened] = time.monotonic()
         token = _current.set(opened)
         try:
-            return await run_rounds(send, answer)
-        except asyncio.CancelledError:
-            self._abandoned[asker] = time.monotonic() + _ABANDONED
+            raw = await run_rounds(send, answer)
+        except BaseException as error:
+            self._close_request(opened, abandoned=isinstance(error, asyncio.CancelledError))
             raise
         finally:
             _current.reset(token)
-            del self._open[opened]
-            for question in opened.questions:
-                question.cancel()
+        self._close_request(opened, abandoned=False)
+        return raw
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        meta: Any,
+        *,
+        asker: Asker,
+        observer: Observer,
+        list_again: Callable[[], Awaitable[None]],
+        first: dict[str, Any] | MCPError | None = None,
+    ) -> dict[str, Any]:
+        """Call a tool, as `request` does; past the SDK's session where the transport allows it.
+
+        `first` is the first answer, where the call was sent already.
+        """
+        if self.is_direct and first is None:
+            first = await self._call_directly(name, arguments, meta, asker=asker, observer=observer)
+            if not isinstance(first, MCPError) and first.get("resultType") != "input_required":
+                return first
+        params = types.CallToolRequestParams(name=name, arguments=dict(arguments), _meta=meta)
+        request = types.CallToolRequest(params=params)
+        return await self.request(request, asker=asker, observer=observer, list_again=list_again, first=first)
+
+    async def _call_directly(
+        self, name: str, arguments: Mapping[str, Any], meta: Any, *, asker: Asker, observer: Observer
+    ) -> dict[str, Any] | MCPError:
+        answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+        def on_end(raw: dict[str, Any] | None, error: Exception | None) -> None:
+            if answered.done():
+                return
+            if error is not None:
+                answered.set_exception(error)
+            else:
+                answered.set_result(raw or {})
+
+        call = self.begin_call(
+            name, arguments, meta, asker=asker, observer=observer, on_end=on_end, is_traced=True
+        )
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        except MCPError as error:
+            if not self.has_old_list(error):
+                raise
+            return error
+
+    def has_old_list(self, error: Exception) -> bool:
+        """Whether an error says that headers do not fit the arguments, as the tools were listed."""
+        return isinstance(error, MCPError) and error.code == types.HEADER_MISMATCH and self.is_modern
+
+    def begin_call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        meta: Any,
+        *,
+        asker: Asker,
+        observer: Observer,
+        on_end: "OnCallEnd",
+        is_traced: bool = False,
+    ) -> "OpenToolCall":
+        """Send a call; `on_end` is called once with the raw result or why there is none, unless cancelled.
+
+        With the present trace where it `is_traced`.
+
+        Raises:
+            MCPError: it was not sent.
+        """
+        assert self._direct is not None, "asked of direct connections alone"  # noqa: S101
+        call = OpenToolCall(self, self._direct, _OpenRequest(asker, observer), on_end)
+        params: dict[str, Any] = {"name": name, "arguments": arguments}
+        if meta:
+            params["_meta"] = meta
+        self._open[call.opened] = time.monotonic()
+        token = _current.set(call.opened)
+        try:
+            call.call = self._direct.begin_call(params, call.end, observer.progress, is_traced=is_traced)
+        except BaseException:
+            del self._open[call.opened]
+            raise
+        finally:
+            _current.reset(token)
+        return call
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether `begin_call` can be used."""
+        return self._direct is not None and self._direct.takes_calls
+
+    def _close_request(self, opened: _OpenRequest, *, abandoned: bool) -> None:
+        if abandoned:
+            self._abandoned[opened.asker] = time.monotonic() + _ABANDONED
+        del self._open[opened]
+        for question in opened.questions or ():
+            question.cancel()
 
     async def list_tools(self) -> dict[str, Tool]:
         """Every tool, page by page; 100 pages at most, so that none pages for ever."""
@@ -202,6 +330,8 @@ class Connection:
             for _ in range(_MOST_PAGES):
                 # Not as a raw result: the SDK keeps what the schemas say of HTTP headers (MCP 2026-07-28).
                 page = await self.client.list_tools(cursor=cursor)
+                if self._direct is not None:
+                    self._direct.tools_listed(page.tools)
                 for tool in page.tools:
                     tools[tool.name] = Tool.from_json(self._tap.listed_tools[tool.name])
                 cursor = page.next_cursor
@@ -303,6 +433,7 @@ class Connection:
             return refused
         # A task of its own: it ends with its call, whatever the server still waits for.
         question: asyncio.Task[Any] = asyncio.create_task(answer_input(opened.observer, request))
+        opened.questions = opened.questions or set()
         opened.questions.add(question)
         try:
             await asyncio.wait({question})
@@ -326,6 +457,48 @@ class Connection:
         now = time.monotonic()
         self._abandoned = {asker: until for asker, until in self._abandoned.items() if until > now}
         return bool(self._abandoned.keys() - {but_by})
+
+
+class OpenToolCall:
+    """A call that was sent past the SDK's session, and waits for its answer."""
+
+    __slots__ = ("_connection", "_direct", "_on_end", "call", "opened")
+
+    def __init__(
+        self, connection: Connection, direct: DirectDispatcher, opened: _OpenRequest, on_end: OnCallEnd
+    ) -> None:
+        self._connection = connection
+        self._direct = direct
+        self.opened = opened
+        self._on_end: OnCallEnd | None = on_end
+        self.call: DirectCall | None = None
+
+    def cancel(self) -> None:
+        """Tell the server to stop; nothing happens where the call has ended."""
+        if self._on_end is not None:
+            self._on_end = None
+            self._connection._close_request(self.opened, abandoned=True)  # noqa: SLF001 - the two are one
+            if self.call is not None:
+                self._direct.cancel(self.call)
+
+    def end(self, raw: dict[str, Any] | None, error: types.ErrorData | None) -> None:
+        """Its answer has come, or never will."""
+        on_end, self._on_end = self._on_end, None
+        self.call = None  # the two would keep each other
+        if on_end is None:
+            return
+        connection = self._connection
+        connection._close_request(self.opened, abandoned=False)  # noqa: SLF001
+        if raw is None:
+            on_end(None, MCPError.from_error_data(error or NO_ANSWER))
+            return
+        version = connection.client.session.protocol_version or types.LATEST_PROTOCOL_VERSION
+        try:
+            raw = checked(raw, version, is_modern=connection.is_modern)
+        except ValidationError as fault:
+            on_end(None, fault)
+        else:
+            on_end(raw, None)
 
 
 _NOBODY_TO_ASK = "no caller can be asked for this"

@@ -7,6 +7,8 @@ Both are the SDK's, over the HTTP layer of `mcpgw.backends.http_layer`. Source: 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from types import TracebackType
 from typing import Any, Self
 
 import anyio
@@ -21,61 +23,113 @@ from mcpgw.backends.http_layer import HttpBackendTransport
 from mcpgw.rate_limit import RateLimit
 
 
-@asynccontextmanager
-async def http_transport(
-    url: str,
-    headers: Mapping[str, str],
-    *,
-    legacy_sse: bool,
-    connect_timeout: float,
-    read_timeout: float,
-    max_message_size: int,
-    notification_rate: int,
-    on_fault: Callable[[str], None],
-    on_end: Callable[[str], None],
-) -> AsyncIterator[tuple[Any, Any]]:
-    """A transport to the MCP endpoint at `url`; `legacy_sse` chooses the transport of MCP 2024-11-05.
+@dataclass(eq=False)
+class HttpTransport:
+    """A transport to the MCP endpoint at `url`; `is_legacy` chooses the transport of MCP 2024-11-05.
 
     `on_end` is called when no more messages can come, with the reason; `on_fault` with a sentence about what
     the backend did that is not taken. Times are in seconds, sizes in bytes, `notification_rate` in
-    notifications a second.
-    """
-    failed = _Failed()
-    # A compressed answer could be a thousand times as long as what the limit counts.
-    all_headers = {"accept-encoding": "identity", **headers}
+    notifications a second, `most_connections` in connections that calls may have open. Enter it once.
 
-    def client(
+    `layer` is what all messages of the SDK go through, `unasked` the limit of what comes unasked.
+    """
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    _: KW_ONLY
+    is_legacy: bool
+    connect_timeout: float
+    read_timeout: float
+    max_message_size: int
+    notification_rate: int
+    most_connections: int
+    on_fault: Callable[[str], None]
+    on_end: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._failed = _Failed()
+        self.ssl_context = httpx2.create_ssl_context()
+        self.layer = HttpBackendTransport(
+            self.max_message_size,
+            self.on_end,
+            self._failed.add if self.is_legacy else None,
+            tls=self.ssl_context,
+        )
+        self.unasked = Unasked(RateLimit(self.notification_rate), self.on_fault)
+        self._entered: AbstractAsyncContextManager[tuple[Any, Any]] | None = None
+
+    async def __aenter__(self) -> tuple["WatchedReadStream", Any]:
+        self._entered = self._streams()
+        return await self._entered.__aenter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._entered is not None, "it is left after it was entered"  # noqa: S101
+        return await self._entered.__aexit__(exc_type, exc_value, traceback)
+
+    @asynccontextmanager
+    async def _streams(self) -> AsyncIterator[tuple["WatchedReadStream", Any]]:
+        # A compressed answer could be a thousand times as long as what the limit counts.
+        headers = {"accept-encoding": "identity", **self.headers}
+        streams: AbstractAsyncContextManager[tuple[Any, Any]]
+        if self.is_legacy:
+            streams = sse_client(
+                self.url,
+                headers,
+                timeout=self.connect_timeout,
+                sse_read_timeout=self.read_timeout,
+                httpx_client_factory=self._client,
+            )
+            async with streams as (read, write):
+                yield self._watched(read, write), write
+        else:
+            timeout = httpx2.Timeout(self.connect_timeout, read=self.read_timeout)
+            async with self._client(headers, timeout) as http_client:
+                streams = streamable_http_client(
+                    self.url, http_client=http_client, max_sse_event_size=self.max_message_size
+                )
+                async with streams as (read, write):
+                    yield self._watched(read, write), write
+
+    def _client(
+        self,
         headers: dict[str, str] | None = None,
         timeout: httpx2.Timeout | None = None,
         auth: httpx2.Auth | None = None,
     ) -> httpx2.AsyncClient:
-        transport = HttpBackendTransport(max_message_size, on_end, failed.add if legacy_sse else None)
-        return httpx2.AsyncClient(transport=transport, headers=headers, timeout=timeout, auth=auth)
+        return httpx2.AsyncClient(transport=self.layer, headers=headers, timeout=timeout, auth=auth)
 
-    def watched(read: Any, write: Any) -> "WatchedReadStream":
-        return WatchedReadStream(
-            read, write, on_end=on_end, on_fault=on_fault, unasked=RateLimit(notification_rate), failed=failed
-        )
+    def _watched(self, read: Any, write: Any) -> "WatchedReadStream":
+        return WatchedReadStream(read, write, on_end=self.on_end, unasked=self.unasked, failed=self._failed)
 
-    streams: AbstractAsyncContextManager[tuple[Any, Any]]
-    if legacy_sse:
-        streams = sse_client(
-            url,
-            all_headers,
-            timeout=connect_timeout,
-            sse_read_timeout=read_timeout,
-            httpx_client_factory=client,
-        )
-        async with streams as (read, write):
-            yield watched(read, write), write
-    else:
-        timeout = httpx2.Timeout(connect_timeout, read=read_timeout)
-        async with client(all_headers, timeout) as http_client:
-            streams = streamable_http_client(
-                url, http_client=http_client, max_sse_event_size=max_message_size
-            )
-            async with streams as (read, write):
-                yield watched(read, write), write
+
+class Unasked:
+    """Bounds what a server sends unasked: notifications and requests, over all of its streams."""
+
+    def __init__(self, limit: RateLimit, on_fault: Callable[[str], None]) -> None:
+        self._limit = limit
+        self._on_fault = on_fault
+
+    def takes(self, message: types.JSONRPCMessage) -> bool:
+        """Whether a message is to be dealt with; where it is not, `refusal_of` says what to answer."""
+        if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
+            return True
+        if not self._limit.admit():
+            return False
+        if dropped := self._limit.take_refused():
+            self._on_fault(f"it sent notifications or requests faster than the limit: {dropped} were dropped")
+        return True
+
+
+def refusal_of(message: types.JSONRPCMessage) -> types.JSONRPCError | None:
+    """The answer to a request that is not taken; what tells of something has none."""
+    if isinstance(message, types.JSONRPCRequest):
+        return types.JSONRPCError(jsonrpc="2.0", id=message.id, error=too_many())
+    return None
 
 
 class _Failed:
@@ -108,14 +162,12 @@ class WatchedReadStream:
         write: Any,
         *,
         on_end: Callable[[str], None],
-        on_fault: Callable[[str], None],
-        unasked: RateLimit,
+        unasked: Unasked,
         failed: _Failed,
     ) -> None:
         self._stream = stream
         self._write = write
         self._on_end = on_end
-        self._on_fault = on_fault
         self._unasked = unasked
         self._failed = failed
 
@@ -162,18 +214,9 @@ class WatchedReadStream:
         return result
 
     async def _refuse(self, message: SessionMessage | Exception) -> None:
-        """Answer a request that is not taken; what tells of something is dropped."""
-        if isinstance(message, SessionMessage) and isinstance(message.message, types.JSONRPCRequest):
-            answer = types.JSONRPCError(jsonrpc="2.0", id=message.message.id, error=too_many())
+        answer = refusal_of(message.message) if isinstance(message, SessionMessage) else None
+        if answer is not None:
             await self._write.send(SessionMessage(answer))
 
     def _is_taken(self, message: SessionMessage | Exception) -> bool:
-        if isinstance(message, Exception) or isinstance(
-            message.message, types.JSONRPCResponse | types.JSONRPCError
-        ):
-            return True
-        if not self._unasked.admit():
-            return False
-        if dropped := self._unasked.take_refused():
-            self._on_fault(f"it sent notifications or requests faster than the limit: {dropped} were dropped")
-        return True
+        return isinstance(message, Exception) or self._unasked.takes(message.message)

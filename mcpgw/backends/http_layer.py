@@ -10,7 +10,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import httpx2
@@ -62,12 +62,15 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
         self._max_message_size = max_message_size
         self._on_end = on_end
         self._fail = fail
-        self._open: dict[types.RequestId, _OpenRequest] = {}
+        self._open: dict[types.RequestId, Abandonable] = {}
+        self._answered: dict[types.RequestId, httpx2.Response] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self.list_headers: tuple[tuple[str, str], ...] | None = None
+        """The headers of the last ``tools/list`` that other requests of the session have too."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request; never raises a network fault."""
-        message = _message_of(request)
+        message = await _message_of(request)
         request_id, method = message.get("id"), message.get("method")
         if request.method == "DELETE":
             return await self._end_session(request)
@@ -77,6 +80,8 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
             # The SDK waits for the end of such a POST before it sends anything else.
             self._in_background(self._send_courtesy(request, message))
             return httpx2.Response(202, request=request)
+        if method == "tools/list":
+            self.list_headers = _lasting_headers(request)
         if self._fail is not None:
             self._in_background(self._send_or_fail(request, request_id, self._fail))
             return httpx2.Response(202, request=request)
@@ -84,26 +89,58 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close every connection."""
+        answered, self._answered = self._answered, {}
+        for response in answered.values():
+            await response.aclose()
         for task in self._background:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
         await self._inner.aclose()
 
+    # --- requests that were sent past the SDK ---------------------------------------------------------------
+
+    def watch(self, request_id: types.RequestId, opened: "Abandonable") -> None:
+        """Abandon `opened`, once the server was told that this request is cancelled."""
+        self._open[request_id] = opened
+
+    def forget(self, request_id: types.RequestId, opened: "Abandonable") -> None:
+        """It is over, or somebody else's now."""
+        if self._open.get(request_id) is opened:
+            del self._open[request_id]
+
+    def hand_over(self, request_id: types.RequestId, response: httpx2.Response) -> None:
+        """Answer the SDK's POST of this request with what the server has answered to it already."""
+        self._answered[request_id] = response
+
+    def fault(self, error: httpx2.TransportError) -> types.ErrorData:
+        """What a request ends with that has met `error`; the session ends where no connection can be made."""
+        reason = unreachable_in_words(error)
+        unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        if unreachable:
+            self._on_end(reason)
+        never_sent = unreachable or isinstance(error, httpx2.PoolTimeout | httpx2.UnsupportedProtocol)
+        return local_error(LocalFault.NOT_SENT if never_sent else LocalFault.MAYBE_SENT, reason)
+
+    # --- what the SDK sends ---------------------------------------------------------------------------------
+
     async def _exchange(self, request: httpx2.Request, request_id: types.RequestId | None) -> httpx2.Response:
         opened = _OpenRequest()
+        response = None
         if request_id is not None:
             self._open[request_id] = opened
+            response = self._answered.pop(request_id, None)
         try:
-            response = await opened.run(self._inner.handle_async_request(request))
+            if response is None:
+                response = await opened.run(self._inner.handle_async_request(request))
             answer = await self._answer(request, request_id, response, opened)
         except AbandonedError:
             return _error_answer(request, LocalFault.MAYBE_SENT, "it was cancelled")
         except httpx2.TransportError as error:
-            return self._faulty(request, error)
+            return _rpc_answer(request, self.fault(error))
         finally:
             if request_id is not None and not opened.streams:
-                self._forget(request_id, opened)
+                self.forget(request_id, opened)
         return answer
 
     async def _answer(
@@ -123,7 +160,7 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
 
             def forget() -> None:
                 if request_id is not None:
-                    self._forget(request_id, opened)
+                    self.forget(request_id, opened)
 
             stream = _stream_of(response)
             if self._fail is not None:
@@ -204,18 +241,6 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
             await response.aclose()
         return b"".join(pieces)
 
-    def _faulty(self, request: httpx2.Request, error: httpx2.TransportError) -> httpx2.Response:
-        reason = unreachable_in_words(error)
-        unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-        if unreachable:
-            self._on_end(reason)
-        never_sent = unreachable or isinstance(error, httpx2.PoolTimeout | httpx2.UnsupportedProtocol)
-        return _error_answer(request, LocalFault.NOT_SENT if never_sent else LocalFault.MAYBE_SENT, reason)
-
-    def _forget(self, request_id: types.RequestId, opened: "_OpenRequest") -> None:
-        if self._open.get(request_id) is opened:
-            del self._open[request_id]
-
     def _in_background(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
@@ -263,6 +288,13 @@ class AbandonedError(Exception):
 
 class BrokenAnswerError(httpx2.StreamError):
     """An event stream that broke off; the SDK ends or resumes its one request with it."""
+
+
+class Abandonable(Protocol):
+    """A request that waits for its answer."""
+
+    def abandon(self) -> None:
+        """Wait no more: the server was told that it is cancelled."""
 
 
 class _OpenRequest:
@@ -353,6 +385,15 @@ class _BoundedLines(httpx2.AsyncByteStream):
         return b"data: " + json.dumps({"jsonrpc": "2.0", "id": request_id, "error": error}).encode() + b"\n"
 
 
+def _lasting_headers(request: httpx2.Request) -> tuple[tuple[str, str], ...] | None:
+    """The headers of a request that are not of it alone; None where they are no UTF-8."""
+    try:
+        headers = [(name.decode(), value.decode()) for name, value in request.headers.raw]
+    except UnicodeDecodeError:
+        return None
+    return tuple((name, value) for name, value in headers if name.lower() not in _OF_ONE_REQUEST)
+
+
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
 
@@ -363,11 +404,11 @@ def _stream_of(response: httpx2.Response) -> httpx2.AsyncByteStream:
     return stream
 
 
-def _message_of(request: httpx2.Request) -> dict[str, Any]:
+async def _message_of(request: httpx2.Request) -> dict[str, Any]:
     """The JSON-RPC message that a request of the SDK carries; nothing where it carries none."""
     if request.method != "POST":
         return {}
-    message = json.loads(request.content)
+    message = json.loads(await request.aread())  # one that follows a redirect has only a stream
     return message if isinstance(message, dict) else {}
 
 

@@ -142,16 +142,24 @@ class Instances:
     @contextmanager
     def in_use(self, instance: Instance) -> Iterator[None]:
         """Keep an instance from being stopped inside the block."""
+        self.begin_use(instance)
+        try:
+            yield
+        finally:
+            self.end_use(instance)
+
+    def begin_use(self, instance: Instance) -> None:
+        """Keep an instance from being stopped until `end_use`."""
         instance.uses += 1
         if instance.timer is not None:
             instance.timer.cancel()
             instance.timer = None
-        try:
-            yield
-        finally:
-            instance.uses -= 1
-            instance.idle_since = time.monotonic()
-            self._watch_idle(instance)
+
+    def end_use(self, instance: Instance) -> None:
+        """It is used once less."""
+        instance.uses -= 1
+        instance.idle_since = time.monotonic()
+        self._watch_idle(instance)
 
     def drop_connection(self, connection: str) -> None:
         """A connection is gone: so is the instance that was its own."""

@@ -1,14 +1,13 @@
 """What a server lists beside its tools, kept until it changes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import mcp_types as types
 
 from mcpgw.backends.backend import Backend
-
-ListKind = Literal["resources", "templates", "prompts"]
+from mcpgw.backends.status import ListKind
 
 _LISTS: Final[
     Mapping[ListKind, tuple[str, str, Callable[[types.PaginatedRequestParams], types.ClientRequest]]]

@@ -1,8 +1,10 @@
 """What passes between a request that is open at a backend and the one who made it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 InputKind = Literal["elicitation", "sampling", "roots"]
 """What a backend may ask its caller for (MCP: ``elicitation/create``, ``sampling/createMessage``,
@@ -80,15 +82,17 @@ class SilentObserver:
         return InputAnswer("decline")
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
+class Asker(msgspec.Struct, frozen=True, gc=False):
     """For whom a request is: the keys by which isolated servers keep their instances apart.
 
     `connection` may be a secret, and is in no log.
     """
 
     user: str
-    connection: str = field(default="", repr=False)
+    connection: str = ""
+
+    def __repr__(self) -> str:
+        return f"Asker({self.user!r})"
 
 
 NOBODY = Asker("")

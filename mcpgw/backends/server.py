@@ -9,20 +9,21 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import mcp_types as types
 
 from mcpgw.backends.backend import Backend
-from mcpgw.backends.connection import forwarded_meta
+from mcpgw.backends.connection import Connection, forwarded_meta
+from mcpgw.backends.direct_call import DirectToolCall, OnToolEnd
 from mcpgw.backends.instances import Instance, Instances
-from mcpgw.backends.lists import KeptLists, ListKind, capability_of
+from mcpgw.backends.lists import KeptLists, capability_of
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.backends.requests import NOBODY, Asker, Observer
 from mcpgw.backends.slots import Slots
 from mcpgw.backends.state_events import StateEvents
-from mcpgw.backends.status import BEST_FIRST, BackendState, BackendStatus, Offer
+from mcpgw.backends.status import BEST_FIRST, BackendState, BackendStatus, ListKind, Offer
 from mcpgw.backends.tools import Tool, ToolResult
 from mcpgw.backends.watchers import Watchers
 from mcpgw.errors import OutcomeUnknown, QueueFull, ServerUnavailable
@@ -332,6 +333,44 @@ class Server:
 
         return await self._run(asker, observer, send, repeatable=tool.is_repeatable)
 
+    def begin_call(
+        self,
+        asker: Asker,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        *,
+        observer: Observer,
+        on_end: OnToolEnd,
+    ) -> DirectToolCall | None:
+        """Call a tool at once, without a task; None, and nothing done, where that needs more than a pipe.
+
+        `on_end` is told how it ended, as `call_tool` would, unless it is cancelled.
+        """
+        if self._is_held or self._is_closed or self._is_restarting or not self.definition.enabled:
+            return None
+        instance = self._instances.find(asker)
+        connection = None if instance is None else instance.backend.direct_connection
+        if instance is None or connection is None or not instance.slots.try_take():
+            return None
+        call = DirectToolCall(self, self._instances, instance, connection, on_end)
+        if not call.send(asker, tool, arguments, observer):
+            return None
+        observer.started()
+        return call
+
+    async def go_on(
+        self,
+        instance: Instance,
+        send: Callable[[Backend], Awaitable[ToolResult]],
+        *,
+        repeatable: bool,
+        failed: ServerUnavailable | OutcomeUnknown,
+        session: Connection,
+    ) -> ToolResult:
+        """Send a call again that has `failed` on a `session` already, where that may be."""
+        first = _FirstTry(session, failed)
+        return await self._send(instance.backend, send, repeatable=repeatable, first=first)
+
     async def request(
         self, asker: Asker, make: Callable[[], types.ClientRequest], *, observer: Observer
     ) -> dict[str, Any]:
@@ -439,15 +478,23 @@ class Server:
                 return await self._send(instance.backend, send, repeatable=repeatable)
 
     async def _send(
-        self, backend: Backend, send: Callable[[Backend], Awaitable[T]], *, repeatable: bool
+        self,
+        backend: Backend,
+        send: Callable[[Backend], Awaitable[T]],
+        *,
+        repeatable: bool,
+        first: "_FirstTry | None" = None,
     ) -> T:
-        """Send, and again on the next session where the first has not taken it."""
+        """Send, and again on the next session where one has not taken it; `first` is a try that was made."""
         deadline: float | None = None
         is_repeated = False
         for _ in range(_MOST_SENDINGS):
             failure: ServerUnavailable | OutcomeUnknown
-            session = backend.session
+            session = backend.session if first is None else first.session
             try:
+                if first is not None:
+                    failure, first = first.failure, None
+                    raise failure
                 return await send(backend)
             except ServerUnavailable as error:  # it cannot have run
                 failure = error
@@ -462,6 +509,14 @@ class Server:
                 raise (error if isinstance(failure, ServerUnavailable) else failure) from None
             log_event(_LOGGER, logging.INFO, "sent again", server=self.id, reason=failure.message)
         raise failure
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstTry:
+    """A call that was sent, and has failed."""
+
+    session: Connection
+    failure: ServerUnavailable | OutcomeUnknown
 
 
 _MOST_SENDINGS = 4

@@ -87,16 +87,25 @@ class Slots:
             QueueFull: the line is full, and no other user waits with more calls; or it became full, and this
                 user had the most. ``retry_after_ms`` is a guess from how long calls took lately.
         """
-        if self._free:
-            self._free -= 1
-        else:
+        if not self.try_take():
             await self._wait(user, on_queued)
         started = time.monotonic()
         try:
             yield
         finally:
-            self._measure(time.monotonic() - started)
-            self._hand_on()
+            self.give_back(started)
+
+    def try_take(self) -> bool:
+        """Take a slot where one is free; `give_back` has to follow."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
+    def give_back(self, started: float) -> None:
+        """Hand on a slot that was held since `started` (monotonic clock)."""
+        self._measure(time.monotonic() - started)
+        self._hand_on()
 
     def _measure(self, seconds: float) -> None:
         self._measured += 1

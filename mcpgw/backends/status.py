@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+ListKind = Literal["resources", "templates", "prompts"]
+"""What a server may list beside its tools."""
 
 
 class BackendState(StrEnum):

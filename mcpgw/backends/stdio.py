@@ -77,11 +77,16 @@ class StdioTransport:
         self._stop_timeout = stop_timeout
         self._reaper = reaper
         self._on_fault = on_fault
+        self._on_end = on_end
         self._reader = MessageReader(on_end, max_waiting=2 * max_message_size)
         self._child = _Child(
             self._reader, LineSplitter(max_message_size), RateLimit(notification_rate), on_stderr, on_fault
         )
         self._transport: asyncio.SubprocessTransport | None = None
+
+    def use_reader(self, make: "Callable[[Callable[[str], None], int], MessageReader]") -> None:
+        """Have another reader than the SDK's; before entering. `make` takes `on_end` and the most bytes."""
+        self._reader = self._child.reader = make(self._on_end, 2 * self._max_message_size)
 
     @property
     def pid(self) -> int | None:
@@ -171,7 +176,7 @@ class _Child(asyncio.SubprocessProtocol):
         on_stderr: Callable[[str], None],
         on_fault: Callable[[str], None],
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self._stdout = lines
         self._stderr = LineSplitter(_STDERR_LINE)
         self._notifications = notifications
@@ -215,7 +220,7 @@ class _Child(asyncio.SubprocessProtocol):
         self._ending = self._ending or reason
 
         def end() -> None:
-            self._reader.end(self.exit_words() if self._exited.is_set() else reason)
+            self.reader.end(self.exit_words() if self._exited.is_set() else reason)
 
         if seconds:
             asyncio.get_running_loop().call_later(seconds, end)
@@ -250,7 +255,7 @@ class _Child(asyncio.SubprocessProtocol):
         if isinstance(line, OversizedLine):
             self._refuse_oversized(line)
             return
-        if not line or line.isspace():
+        if self.reader.take(line) or not line or line.isspace():
             return
         message = self._parse(line)
         if message is None:
@@ -262,7 +267,7 @@ class _Child(asyncio.SubprocessProtocol):
             return
         if dropped := self._notifications.take_refused():
             self._on_fault(f"it sent notifications or requests faster than the limit: {dropped} were dropped")
-        self._reader.put(SessionMessage(message), len(line))
+        self.reader.put(SessionMessage(message), len(line))
 
     def _refuse(self, request_id: types.RequestId, error: types.ErrorData) -> None:
         stdin = None if self._transport is None else self._transport.get_pipe_transport(0)
@@ -303,7 +308,7 @@ class _Child(asyncio.SubprocessProtocol):
         request_id = answered_id(head, tail)
         if request_id is not None:
             answer = types.JSONRPCError(jsonrpc="2.0", id=request_id, error=error)
-            self._reader.put(SessionMessage(answer), 0)
+            self.reader.put(SessionMessage(answer), 0)
 
 
 class MessageReader:
@@ -333,6 +338,10 @@ class MessageReader:
         """Name the pipe that is paused while too many messages wait."""
         self._pipe = pipe
 
+    def take(self, line: bytes) -> bool:  # noqa: ARG002 - for readers that do
+        """Deal with a line of the child's that is not parsed yet; false where it is to be parsed first."""
+        return False
+
     def put(self, message: SessionMessage, size: int) -> None:
         """Add a message of `size` bytes."""
         if self._ended:
@@ -340,8 +349,12 @@ class MessageReader:
         self._messages.append((message, size))
         self._size += size
         self._wake()
-        too_many = len(self._messages) > _QUEUE_HIGH or self._size > self._max_waiting
-        if too_many and self._pipe is not None and not self._paused:
+        if len(self._messages) > _QUEUE_HIGH or self._size > self._max_waiting:
+            self.pause()
+
+    def pause(self) -> None:
+        """Let the child wait with what it writes."""
+        if self._pipe is not None and not self._paused:
             self._paused = True
             self._pipe.pause_reading()
 
@@ -363,7 +376,7 @@ class MessageReader:
         """Drop what waits, and let the child write on so that it can come to its end."""
         self._messages.clear()
         self._size = 0
-        self._resume()
+        self.resume()
 
     async def receive(self) -> SessionMessage | Exception:
         """The next message.
@@ -385,7 +398,7 @@ class MessageReader:
         message, size = self._messages.popleft()
         self._size -= size
         if len(self._messages) <= _QUEUE_HIGH // 2 and self._size <= self._max_waiting:
-            self._resume()
+            self.resume()
         return message
 
     async def aclose(self) -> None:
@@ -412,7 +425,8 @@ class MessageReader:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Let the child write on."""
         if self._paused and self._pipe is not None and not self._pipe.is_closing():
             self._pipe.resume_reading()
         self._paused = False
@@ -427,8 +441,8 @@ class MessageWriter:
     def __init__(
         self, pipe: asyncio.WriteTransport, max_waiting: int, give_up: Callable[[str], None]
     ) -> None:
-        self._pipe = pipe
-        self._max_waiting = max_waiting
+        self.pipe = pipe
+        self.max_waiting = max_waiting
         self._give_up = give_up
 
     async def send(self, item: SessionMessage, /) -> None:
@@ -439,14 +453,14 @@ class MessageWriter:
                 was not sent.
             anyio.BrokenResourceError: the same, for any other message.
         """
-        unread = self._pipe.get_write_buffer_size()
-        if unread > self._max_waiting:
+        unread = self.pipe.get_write_buffer_size()
+        if unread > self.max_waiting:
             self._give_up("it does not read its stdin")
-        elif not self._pipe.is_closing():
+        elif not self.pipe.is_closing():
             line = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
-            self._pipe.write(line)
+            self.pipe.write(line)
             # Where nothing waited, it is written at once: a pipe that is closed now has taken nothing of it.
-            if unread or not self._pipe.is_closing():
+            if unread or not self.pipe.is_closing():
                 return
         if isinstance(item.message, types.JSONRPCRequest):
             raise MCPError.from_error_data(local_error(LocalFault.NOT_SENT, "its stdin takes no more"))

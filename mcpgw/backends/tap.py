@@ -72,6 +72,10 @@ class Tap:
             if types.CLIENT_CAPABILITIES_META_KEY in meta:
                 meta[types.CLIENT_CAPABILITIES_META_KEY] = can
 
+    def heard(self) -> None:
+        """Something has come that is not looked at."""
+        self.heard_at = time.monotonic()
+
     def received(self, message: types.JSONRPCMessage) -> None:
         """A message has come."""
         self.heard_at = time.monotonic()

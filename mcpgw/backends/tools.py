@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from mcpgw.errors import ToolExecutionError
 
 
@@ -61,8 +63,7 @@ class Tool:
         return self.annotations is not None and self.annotations.get(name) is True
 
 
-@dataclass(frozen=True, slots=True)
-class ToolResult:
+class ToolResult(msgspec.Struct, frozen=True, gc=False):
     """What a tool answered, in the JSON of MCP's ``CallToolResult``, nothing added and nothing dropped."""
 
     content: list[dict[str, Any]]
@@ -70,7 +71,7 @@ class ToolResult:
     has_structured_content: bool
     is_error: bool
     meta: Mapping[str, Any] | None
-    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    raw: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "ToolResult":
@@ -86,10 +87,10 @@ class ToolResult:
                 details={"resultType": kind},
             )
         return cls(
-            content=raw.get("content", []),
-            structured_content=raw.get("structuredContent"),
-            has_structured_content="structuredContent" in raw,
-            is_error=raw.get("isError") is True,
-            meta=raw.get("_meta"),
-            raw=raw,
+            raw.get("content", []),
+            raw.get("structuredContent"),
+            "structuredContent" in raw,
+            raw.get("isError") is True,
+            raw.get("_meta"),
+            raw,
         )

@@ -68,13 +68,14 @@ class Bus(ABC):
         owner: str | None = None,
         masked: Mapping[str, Any] | None = None,
         encoded: Mapping[str, str] | None = None,
+        size: int | None = None,
     ) -> Position:
         """Add an event, and answer where it stands. See `Event` for what is given.
 
         Those of ``user:`` and ``room:`` need their `channel`. The position is that of this event, also where
         a listener has published others since. The data must not be changed any more: its text is made when
         somebody reads it. Where `data` holds what JSON has not (a backend's words may), `masked` takes its
-        place for everybody.
+        place for everybody. With a `size`, both are known to be JSON, of about so many bytes together.
 
         Raises:
             ValueError: there is no `masked`, or it is no JSON either, or the channel is none of the type's.

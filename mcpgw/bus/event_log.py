@@ -11,6 +11,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import Final
 
+import msgspec
+
 from mcpgw.wire.events import EVENT_TYPES, Event, Position, channel_base
 
 EVENT_BYTES: Final = 512
@@ -21,20 +23,17 @@ _SWEEPS_IN_AN_AGE: Final = 8
 _FEW: Final = 64
 
 
-class _Entry:
+class _Entry(msgspec.Struct, eq=False, gc=False):
     """An event in the log: when it came (seconds of the log's clock) and what it costs in bytes."""
 
-    __slots__ = ("born", "event", "offset", "size")
-
-    def __init__(self, event: Event, size: int, born: float) -> None:
-        self.event = event
-        self.offset = event.position.offset
-        self.size = size
-        self.born = born
+    event: Event
+    offset: int
+    size: int
+    born: float
 
 
 _OFFSET: Final = attrgetter("offset")
-_GONE: Final = _Entry(Event(EVENT_TYPES["gateway.started"], "gateway", {}, 0, Position("", 0)), 0, 0.0)
+_GONE: Final = _Entry(Event(EVENT_TYPES["gateway.started"], "gateway", {}, 0, Position("", 0)), 0, 0, 0.0)
 """Stands where an event was that is forgotten, until the place itself goes."""
 
 
@@ -104,17 +103,20 @@ class _Kind:
         log.append(entry)
         self.count += 1
         self.bytes += entry.size
-        self._sort(log)
+        if log.bytes.bit_length() != log.size_class:
+            self._sort(log)
 
     def largest(self) -> _ChannelLog:
-        return next(iter(self._by_size[max(self._by_size)]))
+        sizes = self._by_size
+        return next(iter(sizes[max(sizes) if len(sizes) > 1 else next(iter(sizes))]))
 
     def drop(self, log: _ChannelLog) -> int:
         """Forget the oldest event of `log`; returns the bytes of it."""
         entry = log.drop()
         self.count -= 1
         self.bytes -= entry.size
-        self._sort(log)
+        if log.bytes.bit_length() != log.size_class:
+            self._sort(log)
         if not log:
             del self.logs[log.name]
             self._quiet[log.name] = log.forgotten
@@ -128,8 +130,6 @@ class _Kind:
 
     def _sort(self, log: _ChannelLog) -> None:
         size_class = log.bytes.bit_length()
-        if size_class == log.size_class:
-            return
         if log.size_class:
             old = self._by_size[log.size_class]
             del old[log]
@@ -165,8 +165,9 @@ class EventLog:
                 for log in list(each.logs.values()):
                     self._forget_old(each, log, now)
         kind = self._kinds[event.type.channel]
-        kind.append(event.channel, _Entry(event, EVENT_BYTES + size, now))
-        self._bytes += EVENT_BYTES + size
+        size += EVENT_BYTES
+        kind.append(event.channel, _Entry(event, event.position.offset, size, now))
+        self._bytes += size
         if kind.count > self._max_events:
             self._bytes -= kind.drop(kind.largest())
         while self._bytes > self._max_bytes:

@@ -78,6 +78,10 @@ class Listeners:
         if not self._counts[group.channel]:
             del self._counts[group.channel]
 
+    def has_any(self, channel: str) -> bool:
+        """Whether somebody listens to a channel."""
+        return channel in self._counts
+
     def counts(self) -> Mapping[str, int]:
         """How many listen to each channel that anybody listens to."""
         return dict(self._counts)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from mcpgw.bus.bus import Audience, Bus, Replay
 from mcpgw.bus.event_log import EventLog
 from mcpgw.bus.listeners import Listeners
-from mcpgw.wire.events import EVENT_TYPES, Event, Position, channel_base, checked_data
+from mcpgw.wire.events import CHANNELS, EVENT_TYPES, Event, Position, channel_base, checked_data
 from mcpgw.wire.frames import now_ms
 
 MAXIMUM_BYTES: Final = 64 * 1024 * 1024
@@ -57,30 +57,35 @@ class LocalBus(Bus):
         owner: str | None = None,
         masked: Mapping[str, Any] | None = None,
         encoded: Mapping[str, str] | None = None,
+        size: int | None = None,
     ) -> Position:
         """See `Bus.publish`."""
         event_type = EVENT_TYPES[type_name]
-        name = channel or event_type.channel
-        if channel_base(name) not in event_type.channels:
-            raise ValueError(f"{type_name} belongs to the channel {event_type.channel!r}, not {name[:64]!r}")
-        size = 0 if masked is None else checked_data(masked)[1]
-        try:
-            encoded, data_size = checked_data(data, encoded)
-        except ValueError:
-            if masked is None:
-                raise
-            data, encoded, data_size = masked, None, size
-        position = Position(self._epoch, self._offset + 1)
+        name, own = channel or event_type.channel, event_type.channel
+        if (name != own or own not in CHANNELS) and channel_base(name) not in event_type.channels:
+            raise ValueError(f"{type_name} belongs to the channel {own!r}, not {name[:64]!r}")
+        if size is None:
+            size = 0 if masked is None else checked_data(masked)[1]
+            try:
+                encoded, data_size = checked_data(data, encoded)
+            except ValueError:
+                if masked is None:
+                    raise
+                data, encoded, data_size = masked, None, size
+            size += data_size
+        self._offset += 1
+        position = Position(self._epoch, self._offset)
         event = Event(event_type, name, data, now_ms(), position, owner, masked, encoded)
-        self._offset = position.offset
-        self._log.append(event, size + data_size, self._clock())
-        if event.type.key:
+        self._log.append(event, size, self._clock())
+        if event_type.key:
             latest = self._latest.setdefault(event.channel, {})
             latest.pop(event.key, None)  # the order of the keys is the order of their newest events
             latest[event.key] = event
-        self._undelivered.append(event)
         if self._on_publish is not None:
-            self._on_publish(event.channel)
+            self._on_publish(name)
+        if not self._delivering and not self._listeners.has_any(name):
+            return position
+        self._undelivered.append(event)
         if self._delivering:
             return (
                 position  # a listener has published: its event comes after the one that all are being given

@@ -1,32 +1,47 @@
-"""The ``mcpgw`` command: one module a group of commands; what is heavy is imported when a command runs."""
+"""The ``mcpgw`` command: one module a group of commands, imported when one of them is asked for."""
 
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 from mcpgw import __version__
-from mcpgw.cli.approvals import approvals
-from mcpgw.cli.call import call
-from mcpgw.cli.can import can
-from mcpgw.cli.catalog import catalog
-from mcpgw.cli.configuration import check, init
-from mcpgw.cli.connect import connect
 from mcpgw.cli.exit_codes import ExitCode
-from mcpgw.cli.identities import IDENTITY_COMMANDS
-from mcpgw.cli.keys import keys
-from mcpgw.cli.listings import events, tools
 from mcpgw.cli.output import ends_with
-from mcpgw.cli.room import room
-from mcpgw.cli.running_config import config
-from mcpgw.cli.serve import serve
-from mcpgw.cli.servers import servers
-from mcpgw.cli.stdio import stdio
-from mcpgw.cli.token import token
-from mcpgw.cli.users import user
+
+_MODULES: Final = {
+    "serve": "serve",
+    "check": "configuration",
+    "init": "configuration",
+    "token": "token",
+    "user": "identities",
+    "keys": "keys",
+    "room": "room",
+    "can": "can",
+    "servers": "servers",
+    "catalog": "catalog",
+    "config": "running_config",
+    "tools": "listings",
+    "events": "listings",
+    "call": "call",
+    "approvals": "approvals",
+    "connect": "connect",
+    "stdio": "stdio",
+}
+"""Where each command is."""
 
 
 class _CommandLine(click.Group):
-    """Ends with the same code wherever Ctrl-C is pressed; click alone would end with 1."""
+    """Knows its commands by name, and ends with the same code wherever Ctrl-C is pressed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*_MODULES, *super().list_commands(ctx)])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULES:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(f"mcpgw.cli.{_MODULES[cmd_name]}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -61,12 +76,4 @@ def show_help(context: click.Context, names: tuple[str, ...]) -> None:
     click.echo(shown.get_help())
 
 
-_COMMANDS = (
-    *(serve, check, init, token, user, keys, room, can),
-    *(servers, catalog, config, tools, events, call, approvals),
-    *(connect, stdio, show_help),
-)
-for _command in _COMMANDS:
-    main.add_command(_command)
-for _command in IDENTITY_COMMANDS:
-    user.add_command(_command)
+main.add_command(show_help)

@@ -1,13 +1,18 @@
-"""``mcpgw user link|unlink``: whom an identity provider knows a user as. Works on the store itself."""
+"""``mcpgw user link|unlink``: whom an identity provider knows a user as. Works on the store itself.
+
+Whoever takes `user` from here has these commands with the others.
+"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from mcpgw.cli.output import faults_reported, tell
 from mcpgw.cli.settings_options import config_option, data_dir_option, load
-from mcpgw.cli.users import on_accounts
+from mcpgw.cli.users import on_accounts, user
+
+__all__ = ["link", "unlink", "user"]
 
 if TYPE_CHECKING:
     from mcpgw.access.accounts import Accounts
@@ -15,7 +20,7 @@ if TYPE_CHECKING:
     from mcpgw.store import By
 
 
-@click.command()
+@user.command()
 @click.argument("name")
 @click.argument("issuer")
 @click.argument("subject")
@@ -37,7 +42,7 @@ def link(name: str, issuer: str, subject: str, data_dir: Path | None, config_fil
         tell(f"{name} is {subject!r} of {issuer}.")
 
 
-@click.command()
+@user.command()
 @click.argument("issuer")
 @click.argument("subject")
 @data_dir_option
@@ -64,6 +69,3 @@ def _issuer_url(config: "Config", name: str) -> str:
     if name not in config.issuers:
         raise ConfigError([f"there is no [auth.issuers.{name[:32]}]{suggest(name, config.issuers)}"])
     return config.issuers[name].issuer
-
-
-IDENTITY_COMMANDS: Final = (link, unlink)

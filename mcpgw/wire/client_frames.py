@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from mcpgw.errors import InvalidParams, ParseError, TooLarge, UnknownType, suggest
 from mcpgw.wire import strict_json
 from mcpgw.wire.events import Position
@@ -16,8 +18,7 @@ from mcpgw.wire.reply import ReplyTo
 from mcpgw.wire.validation import definition_checker, require
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """The outer part of a client's frame: its type, whom to answer, and what is still to be checked."""
 
     type: str
@@ -76,8 +77,7 @@ class ListTools:
     reply: ReplyTo | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(msgspec.Struct, frozen=True, gc=False):
     """Calls a tool: any number of progress frames, then one `ToolResponse` or `Error`, all with its id.
 
     `timeout_ms` is in milliseconds. `on_disconnect` says whether the call outlives its socket.
@@ -86,9 +86,12 @@ class ToolCall:
     reply: ReplyTo
     server_id: str
     tool_name: str
-    params: Mapping[str, Any] = field(repr=False)
+    params: Mapping[str, Any]
     timeout_ms: int | None = None
     on_disconnect: Literal["keep", "cancel"] | None = None
+
+    def __repr__(self) -> str:
+        return f"ToolCall({self.reply!r}, {self.server_id!r}, {self.tool_name!r})"  # arguments may be secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +283,8 @@ def decode(envelope: Envelope) -> ClientFrame:
     require(definition_checker("client-frames", kind), frame, what=f"the {kind} frame")
     data = frame.get("data", {})
     reply = envelope.reply
+    if kind == "tool_call" and reply is not None:
+        return _tool_call(reply, data)
     match kind:
         case "ping":
             return Ping(reply)
@@ -316,13 +321,17 @@ def _server_request(kind: str, reply: ReplyTo, data: Mapping[str, Any]) -> Serve
             return GetPrompt(reply, data["serverId"], data["name"], arguments, data.get("timeoutMs"))
         case "complete":
             return Complete(reply, data["serverId"], data["ref"], data["argument"], data.get("context"))
+    return _tool_call(reply, data)
+
+
+def _tool_call(reply: ReplyTo, data: Mapping[str, Any]) -> ToolCall:
     return ToolCall(
-        reply=reply,
-        server_id=data["serverId"],
-        tool_name=data["toolName"],
-        params=data.get("params", {}),
-        timeout_ms=data.get("timeoutMs"),
-        on_disconnect=data.get("onDisconnect"),
+        reply,
+        data["serverId"],
+        data["toolName"],
+        data.get("params", {}),
+        data.get("timeoutMs"),
+        data.get("onDisconnect"),
     )
 
 

@@ -7,8 +7,10 @@ for itself. Source: the wire contract, section 4; the seed of the routes ("Event
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+import msgspec
 
 from mcpgw.wire import strict_json
 
@@ -23,8 +25,7 @@ LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "ale
 """Levels of logs and alerts, rising (RFC 5424, as MCP has them)."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Position:
+class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     """A place in the log: the run of the log (`epoch`, 16 hexadecimal digits) and the `offset` in it."""
 
     epoch: str
@@ -288,8 +289,7 @@ _AROUND_A_MEMBER: Final = 6
 """Two pairs of quotation marks, a colon and a comma."""
 
 
-@dataclass(slots=True, eq=False)
-class Event:
+class Event(msgspec.Struct, eq=False, gc=False):
     """One entry of the log.
 
     `owner` is the user whose doing it tells of, where only that user may see all of it; `masked` is the data
@@ -304,9 +304,12 @@ class Event:
     position: Position
     owner: str | None = None
     masked: Mapping[str, Any] | None = None
-    encoded: Mapping[str, str] | None = field(default=None, repr=False)
-    _text: str | None = field(default=None, init=False, repr=False)
-    _masked_text: str | None = field(default=None, init=False, repr=False)
+    encoded: Mapping[str, str] | None = None
+    _text: str | None = None
+    _masked_text: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Event({self.type.name!r}, {self.channel!r}, {self.position})"
 
     @property
     def key(self) -> str:

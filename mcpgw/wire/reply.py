@@ -1,7 +1,8 @@
 """What every frame has, whoever sends it: the clock of its timestamp, and the id that answers carry."""
 
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 PROTOCOL = "mcpgw.v1"
 """The name of the protocol, as the WebSocket handshake and every status have it."""
@@ -13,8 +14,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyTo:
+class ReplyTo(msgspec.Struct, frozen=True, gc=False):
     """The id that an answer carries; `alternative` where the request spelled it ``request_id``."""
 
     id: str
@@ -25,7 +25,10 @@ class ReplyTo:
         """Whom to answer about `value`, also where it is no frame; None where it has no id to use."""
         if not isinstance(value, dict):
             return None
-        found = [value[name] for name in ("id", "request_id") if name in value]
-        if not found or found[0] != found[-1] or not isinstance(found[0], str):
+        is_alternative = "request_id" in value
+        found = value["request_id"] if is_alternative else value.get("id")
+        if not isinstance(found, str) or not 0 < len(found) <= _LONGEST_ID:
             return None
-        return cls(found[0], alternative="request_id" in value) if 0 < len(found[0]) <= _LONGEST_ID else None
+        if is_alternative and value.get("id", found) != found:
+            return None
+        return cls(found, is_alternative)

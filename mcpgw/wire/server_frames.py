@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
+import msgspec
+
 from mcpgw.errors import GatewayError, ParseError
 from mcpgw.wire import strict_json
 from mcpgw.wire.events import Position
@@ -127,8 +129,7 @@ class ToolLog:
         return data | {"data": self.log_data}
 
 
-@dataclass(frozen=True, slots=True)
-class ToolResponse:
+class ToolResponse(msgspec.Struct, frozen=True, gc=False):
     """The answer of a tool, also where the tool itself says that it failed (`is_error`).
 
     `content` are the MCP content blocks as the backend sent them; `has_structured_content` tells a

@@ -7,7 +7,9 @@ readers of one message must never see two meanings (RFC 8259 sections 4, 6 and 8
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+import msgspec
 
 from mcpgw.errors import ParseError
 
@@ -45,6 +47,10 @@ def _object_of_single_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _refuse_value(value: Any) -> NoReturn:
+    raise TypeError(f"a {type(value).__name__} is no JSON value")
+
+
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object_of_single_names,
     parse_float=_finite_float,
@@ -52,6 +58,9 @@ _DECODER = json.JSONDecoder(
     parse_constant=_refuse_constant,
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
+# Writes NaN and infinities as null: where one stands, the other encoder has the last word.
+_NESTING: Final = (dict, list)
+_QUICK_ENCODE = msgspec.json.Encoder(enc_hook=_refuse_value).encode
 
 
 def loads(text: str) -> Any:
@@ -85,18 +94,17 @@ def _too_deep() -> ParseError:
 
 def is_deeper_than(value: Any, limit: int) -> bool:
     """Whether arrays and objects are nested in `value` more than `limit` levels deep (a scalar has none)."""
-    level = [value]
+    level = [value] if isinstance(value, _NESTING) else []
     for _ in range(limit):
+        if not level:
+            return False
         level = [
             child
             for item in level
-            if isinstance(item, dict | list)
             for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
+            if isinstance(child, _NESTING)
         ]
-        if not level:
-            return False
-    return any(isinstance(item, dict | list) for item in level)
+    return bool(level)
 
 
 def dumps(value: Any) -> str:
@@ -104,8 +112,15 @@ def dumps(value: Any) -> str:
 
     Raises:
         ValueError: a float is NaN or infinite, or the value is nested deeper than Python can follow.
-        TypeError: something in `value` is no JSON value.
+        TypeError: something in `value` cannot be JSON; bytes, sets and dates, of which none ever comes from
+            JSON, are written as texts and lists.
     """
+    try:
+        text = _QUICK_ENCODE(value)
+        if b"null" not in text:
+            return text.decode()
+    except (TypeError, ValueError, RecursionError):
+        pass  # what is wrong with it is found, or not, by the slower one
     try:
         return _ENCODER.encode(value)
     except RecursionError:

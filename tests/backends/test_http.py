@@ -72,9 +72,53 @@ async def test_a_fault_ends_its_own_call_and_no_other(
         with pytest.raises(error):
             await call(backend, tool, arguments, seconds=5)
         assert not held.done()
+        assert server.methods().count("tools/call") == 2  # it may have run, and was not sent again
         await call(backend, "echo", seconds=2)
         held.cancel()
         await asyncio.wait({held})
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_a_stream_that_breaks_off_behind_an_id_is_resumed_and_the_call_not_sent_again(
+    io_loop: IOLoop,
+) -> None:
+    async with both() as (backend, server):
+        assert text_of(await call(backend, "break_off", seconds=5)) == "resumed"
+        assert server.methods().count("tools/call") == 1
+
+
+@ERAS
+@pytest.mark.parametrize("size", [1, 7, 1_000_000])
+@pytest.mark.gen_test(timeout=20)
+async def test_an_answer_in_a_stream_is_read_however_its_pieces_fall(
+    io_loop: IOLoop, modern: bool, size: int
+) -> None:
+    async with both(modern=modern) as (backend, _):
+        result = await call(backend, "stream", {"text": "änd so", "size": size})
+        assert text_of(result) == "änd so"
+
+
+@ERAS
+@pytest.mark.gen_test(timeout=20)
+async def test_a_redirect_on_the_same_origin_is_followed(io_loop: IOLoop, modern: bool) -> None:
+    async with both(modern=modern) as (backend, server):
+        server.redirects = True
+        for number in range(3):
+            assert json.loads(text_of(await call(backend, "echo", {"a": number}))) == {"a": number}
+        assert server.methods().count("tools/call") == 3
+
+
+@ERAS
+@pytest.mark.gen_test(timeout=20)
+async def test_a_connection_that_was_closed_behind_an_answer_costs_no_call(
+    io_loop: IOLoop, modern: bool
+) -> None:
+    async with both(modern=modern) as (backend, server):
+        for _ in range(5):
+            assert text_of(await call(backend, "close_behind")) == "closed"
+            await asyncio.sleep(0.01)  # it has heard of that
+            await call(backend, "echo")
+        assert server.methods().count("tools/call") == 10
 
 
 @pytest.mark.gen_test(timeout=20)
@@ -115,7 +159,7 @@ async def test_a_server_that_does_not_answer_notifications_delays_nobody(io_loop
                 await call(backend, "hang", seconds=0.2)
             assert time.monotonic() - began < 1
             await call(backend, "echo", seconds=1)
-        assert server.methods().count("notifications/cancelled") == 3
+        await until(lambda: server.methods().count("notifications/cancelled") == 3, seconds=2)
 
 
 @pytest.mark.gen_test(timeout=20)

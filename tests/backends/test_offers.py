@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import mcp_types as types
 import pytest
 from tornado.ioloop import IOLoop
 
@@ -116,6 +117,22 @@ async def test_what_a_server_offers_is_listed_kept_and_passed_on_unharmed(
         await until(lambda: {"resources_changed", "prompts_changed"} <= set(announced.names()), seconds=5)
         assert len(await server.list(ANN, "resources")) == 3
         assert [one["name"] for one in await server.list(ANN, "prompts")] == ["greet", "part"]
+
+
+@pytest.mark.parametrize("way", ["stdio 2026-07-28", "http 2026-07-28"])
+@pytest.mark.gen_test(timeout=40)
+async def test_what_one_caller_says_of_a_request_goes_with_no_other(
+    io_loop: IOLoop, tmp_path: Path, way: str
+) -> None:
+    async with offering(way, tmp_path / "record") as server:
+        before = text_of(await use(server, "log_level"))
+        meta = {types.LOG_LEVEL_META_KEY: "debug"}
+        reading = mcp_requests.read_resource("note:one", meta)
+        await server.request(ANN, reading, observer=Heard())
+        tool = server.tools["log_level"]
+        own = text_of(await server.call_tool(ANN, tool, {}, observer=Heard(), meta=meta))
+        assert own == "debug"
+        assert text_of(await use(server, "log_level", user="bob")) == before != "debug"
 
 
 @WAYS

@@ -9,16 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mcp_types as types
 import pytest
 from tornado.ioloop import IOLoop
 
+from mcpgw.backends import mcp_requests
 from mcpgw.backends.requests import Asker
 from mcpgw.backends.server import Server
-from mcpgw.errors import OutcomeUnknown, QueueFull, ServerUnavailable
+from mcpgw.errors import OutcomeUnknown, QueueFull, ServerUnavailable, ToolExecutionError
 from mcpgw.server_definitions import ServerDefinition
 from mcpgw.settings import CallSettings
 from tests.servers.scripted_http import scripted_http
-from tests.support.backends import Announced, Heard, alive, children, scripted, serving, text_of, use
+from tests.support.backends import (
+    Announced,
+    Heard,
+    alive,
+    children,
+    recorded,
+    scripted,
+    serving,
+    text_of,
+    use,
+)
 from tests.support.waiting import until
 
 
@@ -31,6 +43,22 @@ async def recall(server: Server, user: str = "ann", connection: str = "") -> tup
     """The process of a caller's instance, and what it remembers."""
     pid, value = json.loads(text_of(await use(server, "recall", user=user, connection=connection)))
     return pid, value
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_what_a_caller_says_of_a_request_is_not_said_for_the_next(
+    io_loop: IOLoop, tmp_path: Path
+) -> None:
+    record, meta = tmp_path / "record", {types.LOG_LEVEL_META_KEY: "debug", "example.org/mine": 1}
+    async with serving(scripted("--record", record)) as server:
+        with pytest.raises(ToolExecutionError):
+            await server.request(
+                Asker("ann", "a"), mcp_requests.read_resource("note:one", meta), observer=Heard()
+            )
+        await server.call_tool(Asker("ann", "a"), server.tools["echo"], {}, observer=Heard(), meta=meta)
+        await use(server, "echo", user="bob")
+    said = [message["params"]["_meta"] for message in recorded(record) if message["method"] == "tools/call"]
+    assert [one.keys() - {"progressToken"} for one in said] == [meta.keys(), set()]
 
 
 # --- what is sent again ---

@@ -223,6 +223,11 @@ GARBAGE = {
         '{"jsonrpc":"2.0","method":"notifications/progress","params":{"progress":"x"}}\n'
     ],
     "NUL bytes": ["\0" * 1000 + "\n"],
+    "progress beyond every number": [
+        '{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":%ID,"progress":1'
+        + "0" * 400
+        + "}}\n"
+    ],
 }
 
 

@@ -237,7 +237,8 @@ def test_the_help_and_the_page_of_token_create_have_every_scope() -> None:
 
 @pytest.mark.parametrize("ttl", ["0", "367d", "8w", "-1", "1e9", "99999999999d"])
 def test_token_create_refuses_a_time_it_cannot_keep(ttl: str) -> None:
-    command = main.commands["token"]
+    command = main.get_command(click.Context(main), "token")
+    assert command is not None
     assert isinstance(command, click.Group)
     with pytest.raises(click.BadParameter, match=r"is (no time|not between)"):
         command.commands["create"].make_context("create", ["--user", "ann", f"--ttl={ttl}"])

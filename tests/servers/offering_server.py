@@ -116,6 +116,9 @@ class Offering:
     async def tool_meta(self, context: Context, params: Json) -> Any:
         return json.dumps(sorted(name for name in params["_meta"] if "modelcontextprotocol" not in name))
 
+    async def tool_log_level(self, context: Context, params: Json) -> Any:
+        return params["_meta"].get(types.LOG_LEVEL_META_KEY, "none")
+
     async def tool_wait(self, context: Context, params: Json) -> Any:
         self.note("begun")
         try:

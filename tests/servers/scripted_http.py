@@ -25,8 +25,9 @@ class ScriptedHttpServer:
     """Streamable HTTP at ``/mcp``, of MCP 2025-11-25, or of 2026-07-28 where `modern`; ``/sse`` is the older.
 
     `received` holds every JSON-RPC message, `let_go` the ids of the calls whose connection was closed by the
-    gateway. With `deaf_to_notifications` those are read and never answered; `lost` is the status for a
-    session that is not known.
+    gateway, `connections` how many were ever made. With `deaf_to_notifications` those are read and never
+    answered; `lost` is the status for a session that is not known. `schemas` are those of tools whose
+    arguments are not just any. With `redirects` calls are sent on to another path (307).
     """
 
     def __init__(self, *, modern: bool = False, deaf_to_notifications: bool = False, lost: int = 404) -> None:
@@ -40,6 +41,10 @@ class ScriptedHttpServer:
         self.hang_deletes = False
         self.late_tools: list[str] = []
         self.resets_pings = False
+        self.schemas: dict[str, Json] = {}
+        self.redirects = False
+        self.connections = 0
+        self._resumable: dict[str, object] = {}
         self.port = 0
         self._legacy: _Exchange | None = None
         self._server: asyncio.Server | None = None
@@ -73,6 +78,7 @@ class ScriptedHttpServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self.connections += 1
         task.add_done_callback(self._connections.discard)
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
@@ -82,16 +88,11 @@ class ScriptedHttpServer:
     async def _exchange(self, exchange: "_Exchange") -> None:
         method, headers, body = await exchange.read()
         self.request_headers.append(headers)
-        if method == "DELETE":
-            if self.hang_deletes:
-                await exchange.closed()
-            self.sessions.discard(headers.get("mcp-session-id", ""))
-            return await exchange.answer(204)
-        if exchange.path == "/sse":
-            return await self._legacy_stream(exchange)
         if method != "POST":
-            return await exchange.answer(405)
+            return await self._without_message(exchange, method, headers)
         message: Json = json.loads(body)
+        if self.redirects and message.get("method") == "tools/call" and exchange.path == "/mcp":
+            return await exchange.answer(307, headers={"Location": "/moved"})
         self.received.append(message)
         if exchange.path == "/messages":
             return await self._legacy_message(exchange, message)
@@ -111,9 +112,10 @@ class ScriptedHttpServer:
             return exchange.reset() if self.resets_pings else await exchange.result(request_id, {})
         if name == "tools/list":
             tools = [
-                {"name": attribute.removeprefix("_tool_"), "inputSchema": {"type": "object"}}
+                {"name": name, "inputSchema": self.schemas.get(name, {"type": "object"})}
                 for attribute in dir(self)
                 if attribute.startswith("_tool_")
+                for name in [attribute.removeprefix("_tool_")]
             ]
             tools += [{"name": name, "inputSchema": {"type": "object"}} for name in self.late_tools]
             return await exchange.result(request_id, {"tools": tools} | self._era())
@@ -121,6 +123,18 @@ class ScriptedHttpServer:
         run = getattr(self, "_tool_" + message["params"]["name"])
         await run(exchange, request_id, message["params"].get("arguments", {}), message)
         return None
+
+    async def _without_message(self, exchange: "_Exchange", method: str, headers: Headers) -> None:
+        if method == "DELETE":
+            if self.hang_deletes:
+                await exchange.closed()
+            self.sessions.discard(headers.get("mcp-session-id", ""))
+            return await exchange.answer(204)
+        if exchange.path == "/sse":
+            return await self._legacy_stream(exchange)
+        if headers.get("last-event-id") in self._resumable:
+            return await self._resume(exchange, headers["last-event-id"])
+        return await exchange.answer(405)
 
     async def _legacy_stream(self, exchange: "_Exchange") -> None:
         """HTTP with SSE: every answer comes on this stream."""
@@ -191,6 +205,39 @@ class ScriptedHttpServer:
 
     async def _tool_echo(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
         await exchange.result(request_id, text(json.dumps(arguments)) | self._era())
+
+    async def _tool_stream(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
+        """Answer in an event stream that ends without its connection, in pieces of `size` bytes."""
+        answer = {"jsonrpc": "2.0", "id": request_id, "result": text(arguments["text"]) | self._era()}
+        size = arguments.get("size", 1_000_000)
+        data = b": hello\r\n\r\nevent: message\r\ndata: " + json.dumps(answer).encode() + b"\r\n\r\n"
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        pieces = [data[start : start + size] for start in range(0, len(data), size)]
+        chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""]]
+        for each in [head, *chunks]:
+            await exchange.write(each)
+
+    async def _tool_break_off(
+        self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json
+    ) -> None:
+        """Break an event stream off behind an id; who resumes it from there has the answer."""
+        self._resumable["event 7"] = request_id
+        await exchange.begin_stream()
+        await exchange.write(b"id: event 7\nretry: 10\ndata:\n\n")
+        exchange.finish()
+
+    async def _resume(self, exchange: "_Exchange", event_id: str) -> None:
+        answer = {"jsonrpc": "2.0", "id": self._resumable.pop(event_id), "result": text("resumed")}
+        await exchange.begin_stream()
+        await exchange.write(b"data: " + json.dumps(answer).encode() + b"\n\n")
+        exchange.finish()
+
+    async def _tool_close_behind(
+        self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json
+    ) -> None:
+        """Answer, and close the connection without a word of that."""
+        await exchange.result(request_id, text("closed") | self._era())
+        exchange.finish()
 
     async def _tool_hang(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
         await exchange.closed()

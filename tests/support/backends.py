@@ -26,6 +26,8 @@ SERVERS = Path(__file__).parent.parent / "servers"
 STUBBORN_PROGRAM = (
     "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]; time.sleep(1000)"
 )
+calls_are_begun = False
+"""Whether `use` calls without a task, where that is possible."""
 SHORT = BackendSettings(connect_timeout=15, retry_initial=0.05, retry_maximum=0.4, stop_timeout=0.3)
 
 
@@ -150,7 +152,24 @@ async def use(
     asker = Asker(user, connection or f"connection of {user}")
     async with asyncio.timeout(seconds):
         tools = await server.known_tools(asker)
-        return await server.call_tool(asker, tools[tool], arguments or {}, observer=heard or Heard())
+        observer = heard or Heard()
+        if calls_are_begun:
+            ended: asyncio.Future[ToolResult] = asyncio.get_running_loop().create_future()
+
+            def on_end(result: ToolResult | None, error: Exception | None) -> None:
+                if result is not None:
+                    ended.set_result(result)
+                else:
+                    assert error is not None
+                    ended.set_exception(error)
+
+            begun = server.begin_call(asker, tools[tool], arguments or {}, observer=observer, on_end=on_end)
+            if begun is not None:
+                try:
+                    return await ended
+                finally:
+                    begun.cancel()
+        return await server.call_tool(asker, tools[tool], arguments or {}, observer=observer)
 
 
 async def ready(backend: Backend, seconds: float = 15.0) -> None:

@@ -122,7 +122,9 @@ def _mould() -> str:
 
 def serve_copies(address: str) -> None:
     """Fork a copy for each who asks at `address`, until stdin is closed."""
-    for name in ("mcpgw.app", "mcpgw.cli", "mcpgw.cli.serve", "mcp.server", "mcp.server.stdio"):
+    # These come when they are needed: with a command, with the first server, with the first request to /mcp.
+    late = ("mcpgw.cli.serve", "mcpgw.backends.server", "mcpgw.aggregate.door", "mcp.server.stdio")
+    for name in ("mcpgw.app", "mcpgw.cli", *late):
         importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
