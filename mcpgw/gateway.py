@@ -325,6 +325,7 @@ class Gateway(Servers):
         server = self._servers.get(server_id)
         if (
             self.draining
+            or principal.held
             or server is None
             or server.offer is None
             or caller.trace is not None

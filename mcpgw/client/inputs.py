@@ -168,7 +168,7 @@ def _checked(request_id: str, answer: object) -> Mapping[str, Any]:
     data: dict[str, Any] = {"requestId": request_id, "action": answer.action}
     if answer.content is not None:
         data["content"] = dict(answer.content)
-    text = strict_json.dumps(data)
+    text = strict_json.dumps_given(data)
     text.encode()  # a lone surrogate fails here (RFC 8259 section 8.2), as ValueError
     # A copy: what the program changes afterwards is no part of its answer.
     copied: dict[str, Any] = strict_json.loads(text)

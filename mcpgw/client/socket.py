@@ -494,7 +494,7 @@ class Gateway(Offers):
     ) -> Mapping[str, Any]:
         """Send one request and wait for the data of its answer, at most `limit` seconds."""
         identifier = f"{kind}-{next(self._numbers)}"
-        text = strict_json.dumps({"type": kind, "id": identifier, "data": data})
+        text = strict_json.dumps_given({"type": kind, "id": identifier, "data": data})
         size = len(text.encode())  # a lone surrogate fails here (RFC 8259 section 8.2), as ValueError
         self._require_usable(size)
         future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()

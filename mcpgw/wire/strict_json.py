@@ -121,6 +121,16 @@ def dumps(value: Any) -> str:
             return text.decode()
     except (TypeError, ValueError, RecursionError):
         pass  # what is wrong with it is found, or not, by the slower one
+    return dumps_given(value)
+
+
+def dumps_given(value: Any) -> str:
+    """Write a value that did not come from JSON, but from a program: dates, bytes and sets are refused too.
+
+    Raises:
+        ValueError: a float is NaN or infinite, or the value is nested deeper than Python can follow.
+        TypeError: something in `value` cannot be JSON.
+    """
     try:
         return _ENCODER.encode(value)
     except RecursionError:
