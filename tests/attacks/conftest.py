@@ -115,11 +115,9 @@ class Watch:
     async def parts(self) -> list[list[dict[str, Any]]]:
         """The lines of the audit log between every two marks."""
         last = f'GET {self._name}{self._marks - 1}"'
-        while True:
-            written = self._written()
-            if last in written and written.endswith("\n"):
-                break
-            await asyncio.sleep(0.002)
+        async with asyncio.timeout(5):
+            while last not in (written := self._written()) or not written.endswith("\n"):
+                await asyncio.sleep(0.002)
         parts: list[list[dict[str, Any]]] = [[]]
         for line in map(json.loads, written.splitlines()):
             if self._name in str(line["what"].get("action")):
