@@ -1,6 +1,5 @@
 """A bound on the bodies of requests that is answered, with 413 (RFC 9110 section 15.5.14).
 
-
 Tornado's own bound answers 400 without a word. Here the answer goes out as soon as the bound is passed; what
 the client still sends is read and thrown away, within the server's time for a body, since a connection that
 is closed over unread bytes takes the answer with it.
@@ -20,14 +19,15 @@ from tornado.httputil import (
 from mcpgw.errors import TooLarge
 from mcpgw.wire import strict_json
 
+from .passing_on import PassedOn, PassingOn
 from .security_headers import SECURITY_HEADERS
 
 
-class LimitedBodies(HTTPServerConnectionDelegate):
+class LimitedBodies(PassingOn):
     """Hands requests on to `application`, none of them with a body of more than `limit` bytes."""
 
     def __init__(self, application: HTTPServerConnectionDelegate, limit: int) -> None:
-        self._application = application
+        super().__init__(application)
         self._limit = limit
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
@@ -35,14 +35,10 @@ class LimitedBodies(HTTPServerConnectionDelegate):
         inner = self._application.start_request(server_conn, request_conn)
         return _LimitedRequest(inner, request_conn, self._limit)
 
-    def on_close(self, server_conn: object) -> None:
-        """A connection has ended; see `HTTPServerConnectionDelegate.on_close`."""
-        self._application.on_close(server_conn)
 
-
-class _LimitedRequest(HTTPMessageDelegate):
+class _LimitedRequest(PassedOn):
     def __init__(self, inner: HTTPMessageDelegate, connection: HTTPConnection, limit: int) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._connection = connection
         self._limit = limit
         self._size = 0

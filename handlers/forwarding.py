@@ -19,8 +19,10 @@ from tornado.httputil import (
 from mcpgw.proxies import client_of
 from mcpgw.settings import ServerSettings
 
+from .passing_on import PassedOn, PassingOn
 
-class ForwardedRequests(HTTPServerConnectionDelegate):
+
+class ForwardedRequests(PassingOn):
     """Hands requests on to `application` with the client's own address, scheme and host.
 
     `settings` gives what is in force now. Of peers that are no trusted proxies nothing is changed.
@@ -29,7 +31,7 @@ class ForwardedRequests(HTTPServerConnectionDelegate):
     def __init__(
         self, application: HTTPServerConnectionDelegate, settings: Callable[[], ServerSettings]
     ) -> None:
-        self._application = application
+        super().__init__(application)
         self._settings = settings
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
@@ -40,16 +42,12 @@ class ForwardedRequests(HTTPServerConnectionDelegate):
             return inner
         return _ForwardedRequest(inner, request_conn, server)
 
-    def on_close(self, server_conn: object) -> None:
-        """A connection has ended; see `HTTPServerConnectionDelegate.on_close`."""
-        self._application.on_close(server_conn)
 
-
-class _ForwardedRequest(HTTPMessageDelegate):
+class _ForwardedRequest(PassedOn):
     def __init__(
         self, inner: HTTPMessageDelegate, connection: HTTPConnection, server: ServerSettings
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         # What Tornado takes the address and the scheme of a request from, when it makes one of the headers.
         self._context = cast("Any", connection).context
         self._server = server
@@ -68,12 +66,3 @@ class _ForwardedRequest(HTTPMessageDelegate):
         finally:
             # The connection stays the proxy's: its next request may be another client's.
             context.remote_ip, context.protocol = peer, scheme
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return self._inner.data_received(chunk)
-
-    def finish(self) -> None:
-        self._inner.finish()
-
-    def on_connection_close(self) -> None:
-        self._inner.on_connection_close()

@@ -15,33 +15,31 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
+from .passing_on import PassedOn, PassingOn
+
 FetchingKeys = Callable[[str], Awaitable[None] | None]
 _SUBPROTOCOL = "bearer."
 _MOST_TOKENS = 4
 
 
-class KeyedRequests(HTTPServerConnectionDelegate):
+class KeyedRequests(PassingOn):
     """Hands requests on to `application` when the keys of their tokens are there, or cannot be had.
 
     `fetching` gives what to wait for before a token can be verified, and None where there is nothing.
     """
 
     def __init__(self, application: HTTPServerConnectionDelegate, fetching: FetchingKeys) -> None:
-        self._application = application
+        super().__init__(application)
         self._fetching = fetching
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """One request begins; see `HTTPServerConnectionDelegate.start_request`."""
         return _KeyedRequest(self._application.start_request(server_conn, request_conn), self._fetching)
 
-    def on_close(self, server_conn: object) -> None:
-        """A connection has ended; see `HTTPServerConnectionDelegate.on_close`."""
-        self._application.on_close(server_conn)
 
-
-class _KeyedRequest(HTTPMessageDelegate):
+class _KeyedRequest(PassedOn):
     def __init__(self, inner: HTTPMessageDelegate, fetching: FetchingKeys) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._fetching = fetching
 
     def headers_received(
@@ -52,15 +50,6 @@ class _KeyedRequest(HTTPMessageDelegate):
             if fetched is not None:
                 return self._later(fetched, start_line, headers)
         return self._inner.headers_received(start_line, headers)
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return self._inner.data_received(chunk)
-
-    def finish(self) -> None:
-        self._inner.finish()
-
-    def on_connection_close(self) -> None:
-        self._inner.on_connection_close()
 
     async def _later(
         self,
