@@ -7,7 +7,7 @@ user's (a ``handlers.py`` in the current folder, another distribution's ``schema
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["mcpgw", "mcpgw.*"]), "mcpgw.handlers", "mcpgw.schemas"],
+    packages=[*find_packages(include=["mcpgw", "mcpgw.*"]), "mcpgw.pages", "mcpgw.handlers", "mcpgw.schemas"],
     package_dir={"mcpgw.handlers": "handlers", "mcpgw.schemas": "schemas"},
-    package_data={"mcpgw": ["py.typed", "pages/*"], "mcpgw.schemas": ["*.json"]},
+    package_data={"mcpgw": ["py.typed"], "mcpgw.pages": ["*"], "mcpgw.schemas": ["*.json"]},
 )

@@ -370,7 +370,7 @@ class GatewaySocket(BareSocket):
             left = self._protocol is not None and self._protocol.client_left and self.close_code is None
             self.conversation.lost(CloseCode.NORMAL if left else self.close_code)
             self.services.metrics.connection_closed("websocket")
-            self.services.metrics.socket_closed(self.close_code)
+            self.services.metrics.socket_closed(self.conversation.closed_with or self.close_code)
         if self._place is not None:
             self._place.release()  # where a fault kept the conversation from being known
         # They lead back here. The collector hardly ever looks at what has lived for as long as a connection.

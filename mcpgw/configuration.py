@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from mcpgw.access.configured_scopes import access_faults
 from mcpgw.access.permissions import ADMIN, is_admin
 from mcpgw.administration import Administration, Difference, Publish
 from mcpgw.audit import OK, Actor, Audit
@@ -215,6 +216,8 @@ class Configuration:
                 # It reads files.
                 loaded = self._loaded if read_again is None else await asyncio.to_thread(read_again)
                 wanted = with_stored(loaded, self._stored)
+                if faults := access_faults(wanted.roles, wanted.issuers):
+                    raise ConfigError(faults)  # noqa: TRY301 - one way for all that is wrong with it
             except ConfigError as error:
                 self._refuse(error)
                 raise Conflict(

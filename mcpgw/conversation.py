@@ -119,6 +119,7 @@ class Conversation:
         self._started = time.monotonic()
         self.frames_in = 0
         self._over = False
+        self.closed_with: CloseCode | None = None
 
     @property
     def user(self) -> str | None:
@@ -189,11 +190,15 @@ class Conversation:
                 self.awaited_keys.hold(value)
 
     def lost(self, code: int | None) -> None:
-        """The socket is gone. `code` is the close code that the client sent, where it did."""
+        """The socket is gone. `code` is the close code that the client sent, where it did.
+
+        Where the gateway has closed it, its own code is what is recorded: a client may answer with another.
+        """
         self._identity.close()
         # What a client answers to a close of the gateway's is not the client's own wish to leave.
         left = not self._over and code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
         self._over = True
+        code = self.closed_with or code
         if self._session.outlet is self:
             self._session.detach(clean=left)
             if self._has_begun:
@@ -254,6 +259,7 @@ class Conversation:
             jitter = random.randrange(_COMING_BACK_MS) if code == CloseCode.SHUTDOWN else None  # noqa: S311
             self._emit(frames.Disconnect(code.value, reason, code.reconnect, jitter))
             self._over = True
+            self.closed_with = code
             if self._session.outlet is self:
                 self._session.events.silence()
             self._sink.close(code, reason)

@@ -12,8 +12,9 @@ from typing import Any, TypeVar, cast
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.configured import configured_tokens
+from mcpgw.access.configured_scopes import access_faults
 from mcpgw.access.guest_names import room_of
-from mcpgw.access.issuers import Issuers, issuer_faults
+from mcpgw.access.issuers import Issuers
 from mcpgw.access.keys import described_key
 from mcpgw.access.logins import Granted, Visitor
 from mcpgw.access.oidc import PENDING_SECONDS, ProviderAnswer
@@ -27,7 +28,7 @@ from mcpgw.access.permissions import (
     require_see_server,
 )
 from mcpgw.access.revocation import Judge
-from mcpgw.access.service import AccessService, role_faults, running_access
+from mcpgw.access.service import AccessService, running_access
 from mcpgw.access.tickets import Purpose
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.access.workshops import described_guest, described_room, may_give
@@ -356,7 +357,7 @@ async def running_services(loaded: Config) -> AsyncIterator[Services]:
         ConfigError: something of the configuration cannot be used on this machine.
     """
     frames.prepare()
-    if faults := [*role_faults(loaded.roles), *issuer_faults(loaded.issuers)]:
+    if faults := access_faults(loaded.roles, loaded.issuers):
         raise ConfigError(faults)
     tokens = configured_tokens(loaded, create_key=True)
     store = await Store.open(

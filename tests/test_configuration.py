@@ -65,7 +65,11 @@ async def test_a_broken_file_changes_nothing_and_every_fault_is_told_until_it_is
         with pytest.raises(Conflict, match="the old one is in force") as refused:
             await services.configuration.reload(ADMIN)
         assert refused.value.details == told["faults"]
-        for text in ("servers = [", "\x00"):
+        misspelt = (
+            '[roles.guide]\nscopes = ["tools:cal"]\n',
+            '[auth.issuers.x]\nissuer = "https://x.example"\nscopes = { all = ["tools:cal"] }\n',
+        )
+        for text in ("servers = [", "\x00", *misspelt):
             count = len(gateway.told("config.error"))
             gateway.file.write_text(text)
             await until(lambda count=count: len(gateway.told("config.error")) > count)  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -400,3 +401,16 @@ def test_the_settings_of_a_status_are_in_milliseconds_and_bytes() -> None:
 
     data = asyncio.run(run())["data"]
     assert (data["pingInterval"], data["pongTimeout"], data["maxMessageSize"]) == (20000, 5000, 4096)
+
+
+@pytest.mark.gen_test
+async def test_what_the_gateway_closes_with_is_recorded_whatever_the_client_answers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="mcpgw.websocket")
+    talk = Talk()
+    talk.conversation.disconnect(CloseCode.DISCONNECTED, "the login has ended")
+    talk.conversation.lost(1000)
+    assert talk.conversation.closed_with == 3503
+    (line,) = (record for record in caplog.records if record.getMessage().startswith("disconnected"))
+    assert "3503" in str(line.__dict__)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mcpgw.access.issuers import issuer_faults
+from mcpgw.access.configured_scopes import access_faults
 from mcpgw.config import Config, load_config
 from mcpgw.errors import ConfigError
 from mcpgw.issuer_settings import IssuerSettings, is_fit_url
@@ -102,7 +102,7 @@ def test_a_scope_that_is_none_is_told_with_its_place() -> None:
     issuer = IssuerSettings(
         "a", "https://a.example.org", scopes={"x": frozenset({"tool:call"})}, source="here"
     )
-    (fault,) = issuer_faults({"a": issuer})
+    (fault,) = access_faults({}, {"a": issuer})
     assert fault.startswith("here scopes: scope 'tool:call' is not known; did you mean 'tools:call'?")
 
 

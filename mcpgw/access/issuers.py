@@ -27,16 +27,16 @@ from mcpgw.access.foreign_tokens import (
     unverified,
 )
 from mcpgw.access.issuer_documents import Discovery, IssuerFault, read_discovery, read_keys
-from mcpgw.access.permissions import check_scope, covers
+from mcpgw.access.permissions import covers
 from mcpgw.access.tokens import Principal
-from mcpgw.errors import AuthFailed, ConfigError
+from mcpgw.errors import AuthFailed
 from mcpgw.issuer_settings import IssuerSettings
 from mcpgw.logs import log_event
 from mcpgw.rate_limit import TokenBucket
 from mcpgw.server_definitions import SERVER_NAME
 from mcpgw.settings import AuthSettings
 
-__all__ = ["Discovery", "Issuer", "IssuerFault", "IssuerSettings", "Issuers", "issuer_faults"]
+__all__ = ["Discovery", "Issuer", "IssuerFault", "IssuerSettings", "Issuers"]
 
 Clock = Callable[[], float]
 T = TypeVar("T")
@@ -52,18 +52,6 @@ _FOR_OTHERS: Final = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 """Claims of id tokens (OpenID Connect Core 1.0 section 2) and of logout tokens, which open nothing."""
 _NO_ACCESS_KINDS: Final = frozenset({"id", "refresh", "offline", "logout"})
 """What Keycloak has in the claim ``typ`` of the tokens that are no access tokens."""
-
-
-def issuer_faults(issuers: Mapping[str, IssuerSettings]) -> list[str]:
-    """Every scope that an issuer's words stand for and that is none, with its place."""
-    faults: list[str] = []
-    for issuer in issuers.values():
-        for scope in sorted(frozenset().union(*issuer.scopes.values())):
-            try:
-                check_scope(scope)
-            except ConfigError as error:
-                faults.extend(f"{issuer.source} scopes: {fault}" for fault in error.faults)
-    return faults
 
 
 class Issuer:

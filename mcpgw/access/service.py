@@ -9,19 +9,17 @@ from sqlalchemy import Connection, select
 
 from mcpgw.access.accounts import Accounts
 from mcpgw.access.authority import Authority, Known, KnownUser
-from mcpgw.access.issuers import Issuers, IssuerSettings, issuer_faults
+from mcpgw.access.issuers import Issuers, IssuerSettings
 from mcpgw.access.joining import Joining
 from mcpgw.access.keys import Keys
 from mcpgw.access.logins import Logins
 from mcpgw.access.oidc import OpenIdLogins
 from mcpgw.access.passwords import Passwords
-from mcpgw.access.permissions import check_scope
 from mcpgw.access.tickets import Purpose, Tickets
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.access.workshops import Workshops
 from mcpgw.access.xsrf import XsrfTokens
 from mcpgw.audit import Actor, Audit
-from mcpgw.errors import ConfigError
 from mcpgw.logs import log_event
 from mcpgw.roles import Role
 from mcpgw.settings import DAY, AuthSettings
@@ -39,18 +37,6 @@ _GATEWAY = "gateway"
 _MARGIN_SECONDS = 60.0
 _TELL_SECONDS = 0.25
 _LAST_SECONDS = 2.0
-
-
-def role_faults(roles: Mapping[str, Role]) -> list[str]:
-    """Every scope of a role that is none, with its place."""
-    faults: list[str] = []
-    for role in roles.values():
-        for scope in sorted(role.scopes):
-            try:
-                check_scope(scope)
-            except ConfigError as error:
-                faults.extend(f"{role.source} scopes: {fault}" for fault in error.faults)
-    return faults
 
 
 class AccessService:
@@ -164,12 +150,6 @@ class AccessService:
                 self.authority.learn(await self._store.run(self._read, reads=True))
                 self._has_untold = True
                 self._on_rooms(self._open_rooms())
-            if roles is not self._seen_roles:
-                for fault in role_faults(roles):  # such a scope allows nothing
-                    log_event(_LOGGER, logging.ERROR, "role fault", reason=fault)
-            if issuers is not self._seen_issuers:
-                for fault in issuer_faults(issuers):
-                    log_event(_LOGGER, logging.ERROR, "issuer fault", reason=fault)
             # The audit log has what was changed before what came of it, unless the store keeps it waiting.
             telling = asyncio.create_task(self._tell_untold(), name="access changes")
             try:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeGuard
@@ -397,8 +397,12 @@ class DirectDispatcher:
         self._handle(waiting.on_progress(*said), None)
         return False
 
-    def _handle(self, work: Any, request_id: types.RequestId | None) -> asyncio.Task[None]:
+    def _handle(
+        self, work: Coroutine[Any, Any, None], request_id: types.RequestId | None
+    ) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_contained(work))
+        # A task that is cancelled before it begins has not begun its work either, and Python complains.
+        task.add_done_callback(lambda _: work.close())
         self._handlers[task] = request_id
         task.add_done_callback(self._handled)
         return task

@@ -88,13 +88,13 @@ def can(
 
 def _answer(user: str, server: str, tool: str, data_dir: Path | None, config_file: Path | None) -> _Answer:
     from mcpgw.access.authority import as_role  # noqa: PLC0415
+    from mcpgw.access.configured_scopes import access_faults  # noqa: PLC0415
     from mcpgw.access.permissions import decide_call  # noqa: PLC0415 - after --help
-    from mcpgw.access.service import role_faults  # noqa: PLC0415
     from mcpgw.errors import ConfigError, suggest  # noqa: PLC0415
     from mcpgw.tool_policy import policy_of  # noqa: PLC0415
 
     config = load(config_file, {"data.dir": data_dir}, with_servers=False)
-    if faults := role_faults(config.roles):
+    if faults := access_faults(config.roles, config.issuers):
         raise ConfigError(faults)
 
     async def work(store: "Store") -> _Stored:

@@ -29,12 +29,12 @@ def check(config: "Config") -> None:
     Takes the same flags as `mcpgw serve`, starts nothing and changes nothing. Secrets are never shown.
     """
     from mcpgw.access.configured import SigningKeyMissingError, configured_tokens  # noqa: PLC0415 - after --help
-    from mcpgw.access.service import role_faults  # noqa: PLC0415
+    from mcpgw.access.configured_scopes import access_faults  # noqa: PLC0415
     from mcpgw.errors import ConfigError  # noqa: PLC0415
     from mcpgw.tls import load_certificate  # noqa: PLC0415
 
     with faults_reported():
-        if faults := role_faults(config.roles):
+        if faults := access_faults(config.roles, config.issuers):
             raise ConfigError(faults)
         certificate = load_certificate(config.server) if config.server.tls_certificate else None
         try:

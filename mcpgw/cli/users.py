@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_READ = 4096
+_READING_SECONDS = 0.1
+"""What a gateway may need to take a change over, once it has looked."""
 
 _no_prompt = click.option(
     "--password-stdin", is_flag=True, help="Read the password from stdin, its first line, and ask nothing."
@@ -169,23 +171,31 @@ def list_users(as_json: bool, data_dir: Path | None, config_file: Path | None) -
 
 
 def on_store(config: "Config", work: Callable[["Store"], Awaitable[T]]) -> T:
-    """Do `work` with the store of a configuration.
+    """Do `work` with the store of a configuration; a gateway that runs has read what it changes then.
 
     Raises:
         ConfigError: the store cannot be used, or refuses.
     """
     from mcpgw.errors import ConfigError  # noqa: PLC0415 - after --help
+    from mcpgw.running import find_running  # noqa: PLC0415
     from mcpgw.store import Store, StoreError  # noqa: PLC0415
+    from mcpgw.store.engine import shown_place  # noqa: PLC0415
 
     async def run() -> T:
         place = config.store.url or config.data.dir / "mcpgw.db"
         store = await Store.open(place, busy_timeout=config.store.busy_timeout)
         try:
-            return await work(store)
+            newest = await store.changes.newest()
+            done = await work(store)
+            has_changed = await store.changes.newest() != newest
         except StoreError as error:
-            raise ConfigError([error.message]) from None
+            raise ConfigError([f"{error.message} ({shown_place(place)})"]) from None
         finally:
             await store.close()
+        if has_changed and (config.store.url or find_running(config.data.dir) is not None):
+            # What is printed holds when it can be read, and what was taken away is gone.
+            await asyncio.sleep(config.auth.watch_interval + _READING_SECONDS)
+        return done
 
     return asyncio.run(run())
 

@@ -56,7 +56,6 @@ class Store:
     def __init__(self, opened: "_Opened", thread: ThreadPoolExecutor) -> None:
         self._engine = opened.engine
         # Where it is on the network is told to the operator's log alone.
-        self._name = f"the store {opened.place}" if opened.lifeline is None else "the store"
         self._lifeline = opened.lifeline
         self._thread = thread
         self._is_open = True
@@ -112,7 +111,7 @@ class Store:
             InvalidParams: a text has a sign that the database cannot keep.
         """
         if not self._is_open:
-            raise StoreError(f"{self._name}: it is closed; nothing was done")
+            raise StoreError("the store: it is closed; nothing was done")
         return await self._on_thread(self._transact, work, reads)
 
     async def _on_thread(self, act: Callable[..., T], *arguments: object) -> T:
@@ -135,7 +134,7 @@ class Store:
     def _transact(self, work: Callable[[Connection], T], reads: bool) -> T:
         self._began = time.monotonic()
         if self._began < self._broken_until:  # many may wait, and each would wait for a connection anew
-            raise StoreError(f"{self._name}: it could not be reached a moment ago; nothing was done")
+            raise StoreError("the store: it could not be reached a moment ago; nothing was done")
         is_done = False
         try:
             with self._engine.connect().execution_options(**{READS: reads}) as connection, connection.begin():
@@ -159,7 +158,7 @@ class Store:
         if is_done and lost:
             done = "whether it was written is not known"
         self._failures.tell(reason, detail_of(error))
-        return StoreError(f"{self._name}: {reason}; {done}")
+        return StoreError(f"the store: {reason}; {done}")
 
 
 class _Failures:

@@ -26,6 +26,7 @@ from mcpgw.issuer_settings import IssuerSettings
 from mcpgw.roles import BUILT_IN
 from mcpgw.settings import AuthSettings
 from tests.support.openid_provider import OpenIdProvider
+from tests.support.waiting import until
 
 RESOURCE = "https://gateway.example.org/mcp"
 OWN = Tokens(algorithm="HS256", key="a key of at least thirty-two bytes, for tests alone")
@@ -458,7 +459,7 @@ async def test_an_issuer_whose_answer_drips_is_at_fault_in_time_and_holds_no_thr
         issuer = only(trusting(settings, fetch_timeout=0.3))
         with pytest.raises(IssuerFault, match=r"within 0\.3 seconds"):
             await issuer.refresh()
-        assert not [thread for thread in threading.enumerate() if thread.name == "issuer"]
+        await until(lambda: not [one for one in threading.enumerate() if one.name == "issuer"])
         async with asyncio.timeout(5):
             await ended.wait()
 
