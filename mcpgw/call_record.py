@@ -19,6 +19,7 @@ from mcpgw.access.guest_names import room_of
 from mcpgw.audit import Actor, Audit
 from mcpgw.bus import Bus
 from mcpgw.errors import Cancelled, GatewayError, InternalError
+from mcpgw.log_values import MAXIMUM_VALUE, bounded
 from mcpgw.logs import log_often
 from mcpgw.metrics import Metrics
 
@@ -190,10 +191,12 @@ class CallRecord:
 
     def _write(self, outcome: str) -> None:
         seconds = time.monotonic() - self._began
+        # Cut here already: beginnings of lines are kept by what stands in them, and an address can be long.
+        server, tool = bounded(self._server, MAXIMUM_VALUE), bounded(self._tool, MAXIMUM_VALUE)
         self._records.audit.call(
             self.actor,
-            server=self._server,
-            tool=self._tool,
+            server=server,
+            tool=tool,
             call_id=self._call_id,
             outcome=outcome,
             seconds=seconds,
@@ -202,8 +205,8 @@ class CallRecord:
         fields = (
             ("client", self.actor.client),
             ("user", self.actor.user),
-            ("server", self._server),
-            ("tool", self._tool),
+            ("server", server),
+            ("tool", tool),
             ("outcome", outcome),
         )
         log_often(self._logger, logging.INFO, "call", fields, ms=round(seconds * 1000, 1))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpgw.audit import EVENTS, MAXIMUM_ARGUMENTS, Actor, Audit
+from mcpgw.bus import LocalBus
+from mcpgw.call_record import CallRecords
 from mcpgw.errors import ConfigError
 from mcpgw.settings import AuditSettings
+from tests.support.parts import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 ANN = Actor(remote="127.0.0.1", user="ann", token_id="t-1", client="4f2a")
+PART_OF_A_KEY = "mcpgw_0123456789ab_Zm9vYmFyYmF6"
 WEB_TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl-_c2ln"
 
 
@@ -43,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @given(
-    st.text(max_size=8) | st.sampled_from([WEB_TOKEN, "token=x", "x" * 200, "", "c1"]),
+    st.text(max_size=8) | st.sampled_from([WEB_TOKEN, PART_OF_A_KEY, "token=x", "x" * 200, "", "c1"]),
     st.text(max_size=8) | st.sampled_from(["get_token", 'a", "b', WEB_TOKEN]),
     st.floats(0, 1e6),
 )
@@ -57,6 +62,38 @@ def test_the_line_of_a_call_is_the_same_whether_its_arguments_could_be_in_it_or_
             call(audit, call_id=call_id, tool=tool, seconds=seconds)
         lines.append(re.sub(r'"time": "[^"]*"', "", path.read_text()))
     assert lines[0] == lines[1]
+
+
+def test_names_that_fill_an_address_are_not_kept_for_the_next_line(path: Path) -> None:
+    with Audit(AuditSettings(file=path)) as audit:
+        records = CallRecords(LocalBus(1, 300), audit, metrics())
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(100):
+                tool = f"{number}{'x' * 64_000}"
+                records.begin(ANN, call_id="c1", server="web", tool=tool, arguments={}).failed("not_found")
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert after - before < 2_000_000
+    assert [len(entry["what"]["tool"]) for entry in entries(path)] == [500] * 100
+
+
+def test_long_names_of_arguments_are_masked_and_not_kept(path: Path) -> None:
+    with Audit(AuditSettings(file=path, arguments=True)) as audit:
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(100):
+                call(audit, arguments={f"{number}{'x' * 64_000}_token": "s3cret"})
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        call(audit, arguments={f"{'x' * 2000}_token": "s3cret"})
+    assert after - before < 2_000_000
+    assert "s3cret" not in path.read_text()
+    assert "[redacted]" in entries(path)[-1]["what"]["arguments"]
 
 
 def test_each_event_says_who_from_where_what_and_what_came_of_it(path: Path) -> None:

@@ -101,7 +101,10 @@ class HttpTransport:
         timeout: httpx2.Timeout | None = None,
         auth: httpx2.Auth | None = None,
     ) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(transport=self.layer, headers=headers, timeout=timeout, auth=auth)
+        client = httpx2.AsyncClient(transport=self.layer, headers=headers, timeout=timeout, auth=auth)
+        if "cookie" not in client.headers:
+            self.layer.cookies = client.cookies
+        return client
 
     def _watched(self, read: Any, write: Any) -> "WatchedReadStream":
         return WatchedReadStream(read, write, on_end=self.on_end, unasked=self.unasked, failed=self._failed)

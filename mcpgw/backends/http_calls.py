@@ -119,8 +119,9 @@ class HttpCalls:
         self._layer = layer
         self._ends = ends
         self._ssl_context = ssl_context
+        # Of `connect` too: looking for the host's address is no part of `sock_connect`.
         self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout, sock_read=read_timeout
+            total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=read_timeout
         )
         self._max_message_size = max_message_size
         self._most_connections = most_connections
@@ -130,6 +131,7 @@ class HttpCalls:
         self._open: dict[int, HttpCall] = {}
         self._waiting: deque[HttpCall] = deque()
         self._running: dict[asyncio.Task[Any], HttpCall] = {}
+        self._lingering: dict[asyncio.Task[Any], None] = {}
         # Connections outlive the calls that open them, and would keep what is in their contexts.
         self._context = Context()
         self.is_redirected = False
@@ -142,6 +144,9 @@ class HttpCalls:
             self._start(call)
         else:
             self._waiting.append(call)
+            if (lingering := next(iter(self._lingering), None)) is not None:
+                del self._lingering[lingering]
+                lingering.cancel()
 
     def withdraw(self, call_id: int) -> bool:
         """Give a call up; true where nothing of it was sent, so that the server need not hear of it."""
@@ -191,6 +196,7 @@ class HttpCalls:
         self._layer.forget(call.id, call)
         self._open.pop(call.id, None)
         del self._running[task]
+        self._lingering.pop(task, None)
         call.task = None  # the two would keep each other
         while self._waiting and len(self._running) < self._most_connections:
             self._start(self._waiting.popleft())
@@ -201,6 +207,7 @@ class HttpCalls:
             self._known, self._headers = known, CIMultiDict(known)
         headers = self._headers.copy()
         headers.update(call.headers)
+        self._layer.add_cookies(headers, str(self._url))
         call.is_unsent = False  # but for as long as it waits for its connection
         try:
             response = await self._pool().post(
@@ -225,7 +232,11 @@ class HttpCalls:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=_Connector(
-                    self._running, limit=0, ssl=self._ssl_context, keepalive_timeout=_IDLE_SECONDS
+                    self._running,
+                    self._most_connections,
+                    limit=0,
+                    ssl=self._ssl_context,
+                    keepalive_timeout=_IDLE_SECONDS,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -259,6 +270,8 @@ class HttpCalls:
     async def _take(self, call: HttpCall, response: aiohttp.ClientResponse) -> bool:
         """Deal with an answer; true where it was handed over."""
         headers = response.headers
+        if "set-cookie" in headers:
+            self._layer.keep_cookies(response.raw_headers, str(self._url))
         is_plain = headers.get("content-encoding", "identity").lower() == "identity"
         if is_plain and httpx2.codes.is_success(response.status) and response.status != httpx2.codes.ACCEPTED:
             content_type = headers.get("content-type", "").lower()
@@ -340,9 +353,11 @@ class HttpCalls:
 
     async def _read_rest(self, content: aiohttp.StreamReader) -> None:
         """Read what is behind the answer, if it ends soon: the connection can then be used again."""
-        if content.at_eof():
+        task = asyncio.current_task()
+        if content.at_eof() or self._waiting or task is None:
             return
         size = 0
+        self._lingering[task] = None  # its connection is the first that another call can have
         with suppress(*_FAULTS):
             async with asyncio.timeout(_REST_SECONDS):
                 while not content.at_eof() and size <= _LONGEST_REST:
@@ -394,21 +409,33 @@ class _Body(httpx2.AsyncByteStream):
 class _Connector(aiohttp.TCPConnector):
     """Connections of one pool; it is known which calls still wait for theirs."""
 
-    def __init__(self, calls: Mapping[asyncio.Task[Any], HttpCall], **options: Any) -> None:
+    def __init__(
+        self, calls: Mapping[asyncio.Task[Any], HttpCall], most_connections: int, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._calls = calls
+        self._most_connections = most_connections
 
     async def connect(self, *given: Any, **named: Any) -> Any:
         """See `aiohttp.BaseConnector.connect`; runs in the task of a call."""
         task = asyncio.current_task()
         call = None if task is None else self._calls.get(task)
         if call is None:
-            return await super().connect(*given, **named)
+            return await self._connect_clean(*given, **named)
         call.is_unsent = True
         try:
-            return await super().connect(*given, **named)
+            return await self._connect_clean(*given, **named)
         finally:
             call.is_unsent = False
+
+    async def _connect_clean(self, *given: Any, **named: Any) -> Any:
+        """A connection on which nothing has come that would be taken for the answer to the next call."""
+        for _ in range(self._most_connections + 1):
+            connection = await super().connect(*given, **named)
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        raise aiohttp.ServerDisconnectedError
 
 
 def _payload(body: bytes) -> aiohttp.BytesPayload | io.BytesIO:

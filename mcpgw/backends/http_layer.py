@@ -8,7 +8,7 @@ bounded. The layer therefore turns each fault into an HTTP answer that carries a
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -65,6 +65,8 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
         self._open: dict[types.RequestId, Abandonable] = {}
         self._answered: dict[types.RequestId, httpx2.Response] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self.cookies: httpx2.Cookies | None = None
+        """The cookies that the SDK's client sends; None where the configuration names a ``Cookie``."""
         self.list_headers: tuple[tuple[str, str], ...] | None = None
         """The headers of the last ``tools/list`` that other requests of the session have too."""
 
@@ -108,6 +110,21 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
         """It is over, or somebody else's now."""
         if self._open.get(request_id) is opened:
             del self._open[request_id]
+
+    def add_cookies(self, headers: MutableMapping[str, str], url: str) -> None:
+        """Give a request the ``Cookie`` that the SDK's client would give it now."""
+        if self.cookies is not None and ("cookie" in headers or len(self.cookies.jar)):
+            headers.pop("cookie", None)
+            request = httpx2.Request("POST", url)
+            self.cookies.set_cookie_header(request)
+            if (cookie := request.headers.get("cookie")) is not None:
+                headers["cookie"] = cookie
+
+    def keep_cookies(self, headers: Iterable[tuple[bytes, bytes]], url: str) -> None:
+        """Keep what an answer sets, as the SDK's client keeps it."""
+        if self.cookies is not None:
+            request = httpx2.Request("POST", url)
+            self.cookies.extract_cookies(httpx2.Response(200, headers=list(headers), request=request))
 
     def hand_over(self, request_id: types.RequestId, response: httpx2.Response) -> None:
         """Answer the SDK's POST of this request with what the server has answered to it already."""

@@ -5,6 +5,7 @@ before the SDK sees it, and such an entry alone is mended or left out. What a se
 as it was sent, for the SDK's models drop members that they do not know.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -120,6 +121,15 @@ class Tap:
         return None
 
 
+def _is_beyond(message: types.JSONRPCMessage) -> bool:
+    """Whether it tells of progress by what no double can hold: the SDK's session would end with that."""
+    if not isinstance(message, types.JSONRPCNotification) or message.method != "notifications/progress":
+        return False
+    said = message.params or {}
+    numbers = (said.get("progress"), said.get("total"))
+    return any(isinstance(number, int) and abs(number) > sys.float_info.max for number in numbers)
+
+
 def _is_valid(method: str, version: str, result: dict[str, Any]) -> bool:
     try:
         validate_server_result(method, version, result)
@@ -144,10 +154,13 @@ class _Reader:
 
     async def receive(self) -> SessionMessage | Exception:
         """The next message, as the stream gives it."""
-        message: SessionMessage | Exception = await self._stream.receive()
-        if isinstance(message, SessionMessage):
+        while True:
+            message: SessionMessage | Exception = await self._stream.receive()
+            if not isinstance(message, SessionMessage):
+                return message
             self._tap.received(message.message)
-        return message
+            if not _is_beyond(message.message):
+                return message
 
     async def aclose(self) -> None:
         """Close the stream."""

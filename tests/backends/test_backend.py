@@ -29,6 +29,12 @@ from tests.support.waiting import until
 
 
 @pytest.mark.gen_test(timeout=20)
+async def test_each_way_to_a_server_is_the_one_that_a_test_is_to_take(io_loop: IOLoop, pipes: str) -> None:
+    async with running(scripted()) as [backend]:
+        assert (await backend.connection(0)).is_direct == (pipes == "direct")
+
+
+@pytest.mark.gen_test(timeout=20)
 async def test_a_server_that_dies_at_start_is_tried_with_growing_jittered_pauses(io_loop: IOLoop) -> None:
     waits: dict[int, float] = {}
     async with running(scripted("--at-start", "die"), wait=False, failed_after=100) as [backend]:

@@ -121,6 +121,54 @@ async def test_a_connection_that_was_closed_behind_an_answer_costs_no_call(
         assert server.methods().count("tools/call") == 10
 
 
+@ERAS
+@pytest.mark.gen_test(timeout=20)
+async def test_what_comes_when_nothing_was_asked_is_no_answer_to_the_next_call(
+    io_loop: IOLoop, modern: bool
+) -> None:
+    async with both(modern=modern) as (backend, server):
+        assert text_of(await call(backend, "twice", {"text": "ann's"})) == "ann's"
+        await until(lambda: server.answered_twice == 1)
+        await asyncio.sleep(0.02)  # it has come
+        assert json.loads(text_of(await call(backend, "echo", {"of": "bob"}))) == {"of": "bob"}
+        assert server.methods().count("tools/call") == 2
+
+
+@ERAS
+@pytest.mark.gen_test(timeout=20)
+async def test_streams_that_stay_open_behind_their_answers_hold_up_no_call(
+    io_loop: IOLoop, modern: bool
+) -> None:
+    async with both({"http_connections": 2}, modern=modern) as (backend, _):
+        began = time.monotonic()
+        await asyncio.gather(*(call(backend, "stay") for _ in range(8)))
+        for _ in range(4):
+            await call(backend, "stay")
+        assert time.monotonic() - began < 0.9
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_cookies_that_a_server_sets_are_sent_to_it_from_then_on(io_loop: IOLoop) -> None:
+    async with both() as (backend, server):
+        sent = []
+        for cookie in ("sticky=1; Path=/", "sticky=2; Path=/", "sticky=2; Path=/; Max-Age=0"):
+            await call(backend, "cookie", {"cookie": cookie})
+            await call(backend, "echo")
+            sent.append(server.request_headers[-1].get("cookie"))
+        assert sent == ["sticky=1", "sticky=2", None]
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_a_cookie_of_the_configuration_is_the_only_one_that_is_sent(io_loop: IOLoop) -> None:
+    async with scripted_http() as server:
+        headers = {"Cookie": "mine=1"}
+        definition = ServerDefinition(name="web", transport="http", url=server.url, headers=headers)
+        async with running(definition) as [backend]:
+            await call(backend, "cookie", {"cookie": "theirs=1; Path=/"})
+            await call(backend, "echo")
+        assert {each.get("cookie") for each in server.request_headers} == {"mine=1"}
+
+
 @pytest.mark.gen_test(timeout=20)
 async def test_a_status_is_named_and_no_address_is(io_loop: IOLoop) -> None:
     async with both() as (backend, _):

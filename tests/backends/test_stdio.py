@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tornado.ioloop import IOLoop
 
+from mcpgw.backends.failures import in_words
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.backends.stdio import StdioTransport
 from mcpgw.errors import OutcomeUnknown, ServerUnavailable, TooLarge, ToolExecutionError
@@ -359,6 +360,30 @@ async def test_a_request_over_the_limit_is_answered_and_not_dropped(io_loop: IOL
         refused = [one["error"]["message"] for one in answers() if "error" in one]
         assert set(refused) == {"too many requests: try again later"}
         assert 250 < len(refused) < 300
+
+
+def test_an_error_that_names_nothing_is_said_in_the_same_words(tmp_path: Path) -> None:
+    # uvloop raises such errors.
+    gone, denied = FileNotFoundError(2, "No such file or directory"), PermissionError(13, "Permission denied")
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o700)
+
+    def words(error: OSError, command: str, cwd: Path | None = None, path: str | None = None) -> str:
+        env = {} if path is None else {"PATH": path}
+        definition = ServerDefinition(name="x", transport="stdio", command=command, cwd=cwd, env=env)
+        return in_words(error, definition)
+
+    assert words(gone, "/no/such/program") == "its command '/no/such/program' does not exist"
+    assert words(gone, "no-such-program") == "its command 'no-such-program' is not found on PATH"
+    folder = tmp_path / "not here"
+    said = f"its folder (cwd) {str(folder)!r} cannot be entered: No such file or directory"
+    assert words(gone, sys.executable, folder) == said
+    assert words(denied, str(tmp_path)) == f"its command {str(tmp_path)!r} cannot be run: Permission denied"
+    said = f"its command {str(script)!r} cannot be run: its first line names a program that does not exist"
+    assert words(gone, str(script)) == said
+    assert words(gone, "script", path="/nowhere") == "its command 'script' is not found on PATH"
+    assert words(denied, "script", path=str(tmp_path)) == "[Errno 13] Permission denied"  # of something else
 
 
 @pytest.mark.gen_test(timeout=20)

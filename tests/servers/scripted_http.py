@@ -44,6 +44,7 @@ class ScriptedHttpServer:
         self.schemas: dict[str, Json] = {}
         self.redirects = False
         self.connections = 0
+        self.answered_twice = 0
         self._resumable: dict[str, object] = {}
         self.port = 0
         self._legacy: _Exchange | None = None
@@ -238,6 +239,24 @@ class ScriptedHttpServer:
         """Answer, and close the connection without a word of that."""
         await exchange.result(request_id, text("closed") | self._era())
         exchange.finish()
+
+    async def _tool_twice(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
+        """Answer, and once more when the connection is idle."""
+        await exchange.result(request_id, text(arguments["text"]) | self._era())
+        await asyncio.sleep(0.02)
+        await exchange.result(request_id, text("once more") | self._era())
+        self.answered_twice += 1
+
+    async def _tool_stay(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
+        """Answer in an event stream that is left open."""
+        answer = {"jsonrpc": "2.0", "id": request_id, "result": text("there") | self._era()}
+        await exchange.begin_stream()
+        await exchange.write(b"data: " + json.dumps(answer).encode() + b"\n\n")
+        await exchange.closed()
+
+    async def _tool_cookie(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
+        answer = {"jsonrpc": "2.0", "id": request_id, "result": text("set") | self._era()}
+        await exchange.json(answer, headers={"Set-Cookie": arguments["cookie"]})
 
     async def _tool_hang(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
         await exchange.closed()
