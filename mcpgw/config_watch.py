@@ -118,7 +118,8 @@ def _renewed(before: Seen, after: Seen) -> Seen:
 
 
 def _look(files: tuple[Path, ...]) -> Seen:
-    return tuple((str(file), _content(file)) for file in files)
+    seen = [(str(file), _content(file)) for file in files]
+    return tuple(seen)
 
 
 def _content(file: Path) -> bytes:
