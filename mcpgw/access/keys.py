@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Final
 
 from mcpgw.access.accounts import check_user_name, digest
-from mcpgw.access.permissions import check_scope
+from mcpgw.access.permissions import scope_faults
 from mcpgw.errors import ConfigError, suggest
 from mcpgw.store import By, Store, StoredKey
 from mcpgw.store.runner import now
@@ -45,12 +45,7 @@ class Keys:
             raise ConfigError([f"the name of a key has 1 to {LONGEST_NAME} characters that can be shown"])
         if not 0 < len(set(scopes)) <= MOST_SCOPES:
             raise ConfigError([f"a key has 1 to {MOST_SCOPES} scopes"])
-        faults: list[str] = []
-        for scope in scopes:
-            try:
-                check_scope(scope)
-            except ConfigError as error:
-                faults.extend(error.faults)
+        faults = scope_faults(scopes)
         if seconds is not None and not (math.isfinite(seconds) and 0 < seconds <= LONGEST_SECONDS):
             faults.append("a key holds for more than no time, and at most ten years")
         if faults:

@@ -97,6 +97,17 @@ class HeldCaller(Protocol):
         """Why they may only read; empty where they may do what their scopes allow."""
 
 
+def scope_faults(scopes: Iterable[str]) -> list[str]:
+    """What is wrong with those of `scopes` that break the grammar above, in their order."""
+    faults: list[str] = []
+    for scope in scopes:
+        try:
+            check_scope(scope)
+        except ConfigError as error:
+            faults.extend(error.faults)
+    return faults
+
+
 def check_scope(text: str) -> None:
     """Raise `ConfigError`, with the nearest right scope, where `text` breaks the grammar above."""
     if text in SCOPES:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mcpgw.access.guest_names import Quota, folded, guest_user, new_code, plain_code
-from mcpgw.access.permissions import ADMIN, CALL_TOOLS, HOST_ROOMS, check_scope, covers
+from mcpgw.access.permissions import ADMIN, CALL_TOOLS, HOST_ROOMS, covers, scope_faults
 from mcpgw.access.tokens import Tokens
 from mcpgw.errors import ConfigError, Conflict, RoomNotFound, suggest
 from mcpgw.roles import Role, ToolRules
@@ -275,12 +275,9 @@ def _scope_faults(scopes: Collection[str]) -> list[str]:
         return [f"a room has 1 to {MOST_SCOPES} scopes"]
     faults: list[str] = []
     for scope in scopes:
-        try:
-            check_scope(scope)
-        except ConfigError as error:
-            faults.extend(error.faults)
-            continue
-        if scope.partition(":")[0] != "tools":
+        if wrong := scope_faults([scope]):
+            faults += wrong
+        elif scope.partition(":")[0] != "tools":
             faults.append(f"{scope!r} is not for guests, who may call tools alone: {CALL_TOOLS}:SERVER")
     return faults
 

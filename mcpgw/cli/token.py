@@ -75,16 +75,10 @@ def create(
     Hand it to a command in the environment:  MCPGW_TOKEN=$(mcpgw token create --user ann) mcpgw tools
     """
     from mcpgw.access.configured import configured_tokens  # noqa: PLC0415 - after --help
-    from mcpgw.access.permissions import check_scope  # noqa: PLC0415
+    from mcpgw.access.permissions import scope_faults  # noqa: PLC0415
 
     with faults_reported():
-        faults: list[str] = []
-        for scope in scopes:
-            try:
-                check_scope(scope)
-            except ConfigError as error:
-                faults.extend(error.faults)
-        if faults:
+        if faults := scope_faults(scopes):
             raise ConfigError(faults)
         config = load(config_file, {"data.dir": data_dir}, with_servers=False)
         tokens = configured_tokens(config, create_key=False)
