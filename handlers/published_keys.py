@@ -19,6 +19,7 @@ Preparing = Callable[[], Awaitable[None] | None]
 FetchingKeys = Callable[[str], Awaitable[None] | None]
 _SUBPROTOCOL = "bearer."
 _MOST_TOKENS = 4
+_PROBES = ("/healthz", "/readyz")
 
 
 class KeyedRequests(HTTPServerConnectionDelegate):
@@ -101,7 +102,7 @@ class _KeyedRequest(HTTPMessageDelegate):
 
 def _is_probe(start_line: RequestStartLine | ResponseStartLine) -> bool:
     """Whether it asks how the gateway is: a probe neither waits, nor is it a client."""
-    return isinstance(start_line, RequestStartLine) and start_line.path == "/healthz"
+    return isinstance(start_line, RequestStartLine) and start_line.path in _PROBES
 
 
 def _tokens(headers: HTTPHeaders) -> Iterator[str]:
