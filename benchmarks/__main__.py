@@ -1,6 +1,6 @@
 """Measure mcpgw beside what else there is, and print tables.
 
-    python -m benchmarks [calls] [http] [idle] [fanout] [--write] [--seconds 3] [--rounds 5]
+    python -m benchmarks [calls] [http] [idle] [fanout] [start] [--write] [--seconds 3] [--rounds 5]
 
 `make bench` installs what is measured and runs all of them. A first look takes
 `python -m benchmarks calls http --seconds 0.5 --rounds 2`. The exit status is 1 where an answer was wrong.
@@ -12,9 +12,16 @@ import sys
 from benchmarks.calls import BASES, measure_calls, measure_http
 from benchmarks.fanout import measure_fanout
 from benchmarks.idle import measure_idle
+from benchmarks.start import measure_start
 from benchmarks.targets import TARGETS
 
-KINDS = {"calls": measure_calls, "http": measure_http, "idle": measure_idle, "fanout": measure_fanout}
+KINDS = {
+    "calls": measure_calls,
+    "http": measure_http,
+    "idle": measure_idle,
+    "fanout": measure_fanout,
+    "start": measure_start,
+}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -90,14 +90,17 @@ class GatewayProcess(ServerProcess):
 def gateway(
     settings: Mapping[str, float | str] | None = None,
     servers: Mapping[str, Sequence[str] | str] | None = None,
+    *,
+    folder: Path | None = None,
 ) -> Iterator[GatewayProcess]:
     """A gateway with `settings` beside the defaults, in front of `servers` (commands, or URLs, by name).
 
-    It is the installation in `.bench/`; where there is none, that of this Python.
+    It is the installation in `.bench/`; where there is none, that of this Python. It works in `folder`, or in
+    one that is gone afterwards.
     """
     python = MCPGW.python if MCPGW.is_there else sys.executable
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         tables = [
             f"[servers.{server}]\n{_definition(reached)}" for server, reached in (servers or {}).items()
         ]

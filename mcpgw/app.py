@@ -24,7 +24,6 @@ from mcpgw.errors import ConfigError
 from mcpgw.logs import log_event
 from mcpgw.running import RunningGateway, forget_running, remember_running
 from mcpgw.services import Services, running_services
-from mcpgw.tls import Certificate, load_certificate, look_at_certificate, watch_certificate
 
 if TYPE_CHECKING:
     from handlers.base import NotFoundHandler
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from handlers.forwarding import ForwardedRequests
     from handlers.published_keys import KeyedRequests
     from handlers.routes import ROUTES
+    from mcpgw.tls import Certificate
 else:
     from mcpgw.handlers.base import NotFoundHandler
     from mcpgw.handlers.body_limit import LimitedBodies
@@ -61,7 +61,7 @@ def make_application(services: Services) -> Application:
 
 
 def make_server(
-    application: Application, config: Config, certificate: Certificate | None = None
+    application: Application, config: Config, certificate: "Certificate | None" = None
 ) -> HTTPServer:
     """A server whose every connection is bounded in size and, until its request is there, in time.
 
@@ -71,7 +71,8 @@ def make_server(
     forwarded = ForwardedRequests(application, lambda: services.config.server)
     return SparingServer(
         LimitedBodies(
-            KeyedRequests(forwarded, services.access.authority.fetching_keys), config.server.max_body_size
+            KeyedRequests(forwarded, services.access.authority.fetching_keys, services.preparation.under_way),
+            config.server.max_body_size,
         ),
         ssl_options=None if certificate is None else certificate.context,
         idle_connection_timeout=config.server.handshake_timeout,
@@ -127,8 +128,7 @@ async def serve(
     def end() -> None:
         (hurry if ending.is_set() else ending).set()
 
-    seen = await look_at_certificate(config.server)  # before it is read, so that no change is missed
-    certificate = await asyncio.to_thread(load_certificate, config.server) if config.server.tls_key else None
+    seen, certificate = await _certificate(config)
     with _bound_sockets(config) as (sockets, url):
         for number in _SIGNALS:
             loop.add_signal_handler(number, end)
@@ -151,9 +151,19 @@ async def serve(
     log_event(_LOGGER, logging.INFO, "ended")
 
 
+async def _certificate(config: Config) -> "tuple[Seen, Certificate | None]":
+    """What stands in the certificate's files, and what it is; nothing where there is none."""
+    if not config.server.tls_key:
+        return (), None
+    from mcpgw.tls import load_certificate, look_at_certificate  # noqa: PLC0415 - nothing runs yet
+
+    seen = await look_at_certificate(config.server)  # before it is read, so that no change is missed
+    return seen, await asyncio.to_thread(load_certificate, config.server)
+
+
 @asynccontextmanager
 async def _watched_certificate(
-    server: HTTPServer, services: Services, certificate: Certificate | None, seen: Seen
+    server: HTTPServer, services: Services, certificate: "Certificate | None", seen: Seen
 ) -> AsyncIterator[None]:
     """Have new connections begin with the certificate that is in the files now, inside the block.
 
@@ -163,7 +173,9 @@ async def _watched_certificate(
         yield
         return
 
-    def take(renewed: Certificate) -> None:
+    from mcpgw.tls import watch_certificate  # noqa: PLC0415 - it is loaded, for there is one
+
+    def take(renewed: "Certificate") -> None:
         server.ssl_options = renewed.context
         _tell_certificate(services, renewed)
         services.bus.publish("config.applied", {"source": "file", "settings": ["server.tls_certificate"]})
@@ -188,7 +200,7 @@ async def _watched_certificate(
             await task
 
 
-def _tell_certificate(services: Services, certificate: Certificate) -> None:
+def _tell_certificate(services: Services, certificate: "Certificate") -> None:
     services.metrics.certificate_ends(certificate.ends.timestamp())
     names, ends = ", ".join(certificate.names), certificate.ends.isoformat()
     log_event(_LOGGER, logging.INFO, "certificate in force", names=names, ends=ends)
@@ -222,13 +234,21 @@ def _settle_garbage() -> None:
 async def _started(services: Services, ending: asyncio.Event) -> bool:
     """Wait until the first start of every backend is over; False where the gateway is to end before."""
     waits = {
-        asyncio.create_task(services.gateway.wait_started(_FIRST_START_SECONDS)),
+        asyncio.create_task(_ready_for_calls(services)),
         asyncio.create_task(ending.wait()),
     }
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in pending:
         wait.cancel()
     return not ending.is_set()
+
+
+async def _ready_for_calls(services: Services) -> None:
+    # While servers start there is time; without any, clients may never come.
+    prepared = services.preparation.under_way() if services.gateway.server_ids else None
+    await services.gateway.wait_started(_FIRST_START_SECONDS)
+    if prepared is not None:
+        await prepared
 
 
 def _running(url: str, config: Config) -> RunningGateway:

@@ -11,10 +11,9 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
+from importlib import import_module
 from pathlib import Path
 from typing import Final
-
-from watchfiles import awatch
 
 from mcpgw.logs import log_event
 
@@ -66,6 +65,7 @@ async def watch_files(
 
 async def _stirred(files: tuple[Path, ...], seen: Seen, interval: float) -> None:
     """Wait until the files are other than `seen`."""
+    watchfiles = await asyncio.to_thread(import_module, "watchfiles")
     while True:
         folders = await asyncio.to_thread(_folders, files)
         # What has changed before the watch began would be missed.
@@ -75,7 +75,7 @@ async def _stirred(files: tuple[Path, ...], seen: Seen, interval: float) -> None
             await asyncio.sleep(interval)
             continue
         try:
-            watching = awatch(
+            watching = watchfiles.awatch(
                 *folders.values(),
                 watch_filter=None,
                 step=_STEP_MS,

@@ -52,6 +52,7 @@ from mcpgw.hub import Hub, sweep_every
 from mcpgw.logs import change_log_level, log_event
 from mcpgw.memory_use import resident_bytes
 from mcpgw.metrics import Metrics
+from mcpgw.preparation import Preparation
 from mcpgw.rate_limit import UserLimits
 from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
@@ -60,7 +61,6 @@ from mcpgw.session_store import SessionStore
 from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting
 from mcpgw.tracing import Tracing
 from mcpgw.turns import Turns
-from mcpgw.wire import frames
 from mcpgw.wire.events import CHANNELS, EVENT_TYPES
 from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
 
@@ -134,6 +134,7 @@ class Services:
     access: AccessService
     deadlines: Deadlines = field(default_factory=Deadlines)
     turns: Turns = field(default_factory=Turns)
+    preparation: Preparation = field(default_factory=Preparation)
     _made: dict[str, tuple[Config, object]] = field(default_factory=dict, repr=False)
     started: float = field(default_factory=time.monotonic)
 
@@ -356,7 +357,6 @@ async def running_services(loaded: Config) -> AsyncIterator[Services]:
     Raises:
         ConfigError: something of the configuration cannot be used on this machine.
     """
-    frames.prepare()
     if faults := access_faults(loaded.roles, loaded.issuers):
         raise ConfigError(faults)
     tokens = configured_tokens(loaded, create_key=True)

@@ -15,7 +15,6 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.platform.asyncio import AsyncIOLoop
 
-from mcpgw.access import passwords
 from mcpgw.app import make_application, make_server
 from mcpgw.config import load_config
 from mcpgw.services import Services, running_services
@@ -97,7 +96,7 @@ def io_loop() -> Iterator[IOLoop]:
 def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes of passwords cost next to nothing in this process; what they cost has tests of its own."""
     cheap = partial(PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(passwords, "PasswordHasher", cheap)
+    monkeypatch.setattr("argon2.PasswordHasher", cheap)
 
 
 @pytest.fixture

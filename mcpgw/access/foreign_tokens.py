@@ -6,12 +6,13 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from typing import Any, Final
-
-import jwt
+from typing import TYPE_CHECKING, Any, Final
 
 from mcpgw.access.tokens import MAXIMUM_TOKEN_SIZE
 from mcpgw.errors import AuthFailed
+
+if TYPE_CHECKING:
+    import jwt
 
 _LONGEST_ECHO: Final = 4096
 """Longest ``nonce`` and hashes of an id token that are looked at, in characters."""
@@ -73,8 +74,10 @@ def half_hash(secret: str, algorithm: str) -> str:
     return base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()
 
 
-def reason_of(fault: jwt.PyJWTError) -> str:
+def reason_of(fault: "jwt.PyJWTError") -> str:
     """Why PyJWT refused, in own words: its texts may repeat parts of the token."""
+    import jwt  # noqa: PLC0415 - see `mcpgw.access.tokens`
+
     match fault:
         case jwt.InvalidSignatureError():
             return "the token's signature does not hold: another key made it, or it was changed"

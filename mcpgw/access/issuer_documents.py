@@ -6,48 +6,23 @@ Everything is bounded in size and time, and no redirect is followed: an issuer i
 
 import asyncio
 import json
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 from jwt import PyJWK, PyJWKClient, PyJWKSet, PyJWTError
 
+from mcpgw.access.discovery import MAXIMUM_DOCUMENT_SIZE, Discovery, IssuerFault
 from mcpgw.issuer_settings import ASYMMETRIC, is_fit_url
 
-MAXIMUM_DOCUMENT_SIZE: Final = 512 * 1024
 MOST_KEYS: Final = 100
 _OK: Final = 200
 _NOT_THERE: Final = (404, 405, 410)
 _KINDS: Final = ("RSA", "EC", "OKP")
 
 
-class IssuerFault(Exception):
-    """An issuer does not answer, or not as it must; `reason` is a sentence without secrets."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class _NothingThereError(IssuerFault):
     """The address is right, and nothing is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Discovery:
-    """What an issuer says of itself; endpoints that it has not are None."""
-
-    issuer: str
-    jwks_uri: str
-    authorization_endpoint: str | None = None
-    token_endpoint: str | None = None
-    userinfo_endpoint: str | None = None
-    end_session_endpoint: str | None = None
-    token_endpoint_auth_methods: tuple[str, ...] = ("client_secret_basic",)
-    code_challenge_methods: tuple[str, ...] = ()
-    names_issuer_in_answers: bool = False
-    """Whether the answer to an authorization request carries ``iss`` (RFC 9207)."""
 
 
 def read_discovery(issuer: str, *, timeout: float) -> Discovery:

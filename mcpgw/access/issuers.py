@@ -11,12 +11,11 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
-
-import jwt
-from jwt import PyJWK
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mcpgw.access.claims import check_times, is_name, token_id
+from mcpgw.access.discovery import Discovery, IssuerFault
 from mcpgw.access.foreign import foreign_of
 from mcpgw.access.foreign_tokens import (
     audiences_of,
@@ -26,7 +25,6 @@ from mcpgw.access.foreign_tokens import (
     reason_of,
     unverified,
 )
-from mcpgw.access.issuer_documents import Discovery, IssuerFault, read_discovery, read_keys
 from mcpgw.access.permissions import covers
 from mcpgw.access.tokens import Principal
 from mcpgw.errors import AuthFailed
@@ -35,6 +33,10 @@ from mcpgw.logs import log_event
 from mcpgw.rate_limit import TokenBucket
 from mcpgw.server_definitions import SERVER_NAME
 from mcpgw.settings import AuthSettings
+
+if TYPE_CHECKING:
+    import jwt
+    from jwt import PyJWK
 
 __all__ = ["Discovery", "Issuer", "IssuerFault", "IssuerSettings", "Issuers"]
 
@@ -79,8 +81,13 @@ class Issuer:
         self._fetching: asyncio.Task[None] | None = None
         self._reading: Future[tuple[Discovery, list[PyJWK]]] | None = None
         self._unknown = TokenBucket(1 / auth.keys_wait, _FETCHES_AT_ONCE)
-        # PyJWT does not check the times, nor more than one audience as it should be: `verify…` do.
-        self._reader = jwt.PyJWT(
+
+    @cached_property
+    def _reader(self) -> "jwt.PyJWT":
+        import jwt  # noqa: PLC0415 - see `mcpgw.access.tokens`
+
+        # It does not check the times, nor more than one audience as it should be: `verify…` do.
+        return jwt.PyJWT(
             {
                 "require": ["exp", "iss", "aud", "sub"],
                 "verify_exp": False,
@@ -120,7 +127,7 @@ class Issuer:
             self._fetching.add_done_callback(_look_at)
         await asyncio.shield(self._fetching)
 
-    async def key_for(self, token: str) -> PyJWK:
+    async def key_for(self, token: str) -> "PyJWK":
         """The published key that has signed `token`, as it says; fetched where it is not known yet.
 
         Raises:
@@ -174,14 +181,14 @@ class Issuer:
     def _is_fresh(self) -> bool:
         return bool(self._keys) and time.monotonic() - self._fetched_at < _LONGEST_STALE
 
-    def _found(self, header: Mapping[str, Any]) -> PyJWK | None:
+    def _found(self, header: Mapping[str, Any]) -> "PyJWK | None":
         kid, algorithm = header.get("kid"), str(header.get("alg"))
         if kid is not None:
             return self._keys.get((kid, algorithm)) if isinstance(kid, str) else None
         # OpenID Connect Core 1.0 section 10.1: only where there is one key alone a token need not name it.
         return next(iter(self._keys.values())) if len(self._keys) == 1 else None
 
-    def _key(self, header: Mapping[str, Any]) -> PyJWK:
+    def _key(self, header: Mapping[str, Any]) -> "PyJWK":
         algorithm = header.get("alg")
         if algorithm not in self.settings.algorithms:
             raise AuthFailed(f"the token is not signed with one of {', '.join(self.settings.algorithms)}")
@@ -253,9 +260,11 @@ class Issuer:
         return claims
 
     def _verified(
-        self, token: str, key_of: Callable[[Mapping[str, Any]], PyJWK]
+        self, token: str, key_of: "Callable[[Mapping[str, Any]], PyJWK]"
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Header and claims of a token whose signature and issuer hold."""
+        import jwt  # noqa: PLC0415 - see `mcpgw.access.tokens`
+
         header, _ = unverified(token)
         try:
             decoded = self._reader.decode_complete(
@@ -432,7 +441,10 @@ def _aside(read: Callable[[str, float], T], issuer: str, timeout: float) -> Futu
     return answered
 
 
-def _read(issuer: str, timeout: float) -> tuple[Discovery, list[PyJWK]]:
+def _read(issuer: str, timeout: float) -> "tuple[Discovery, list[PyJWK]]":
+    # In its own thread, and not before an issuer is asked.
+    from mcpgw.access.issuer_documents import read_discovery, read_keys  # noqa: PLC0415
+
     discovery = read_discovery(issuer, timeout=timeout)
     return discovery, read_keys(discovery.jwks_uri, timeout=timeout)
 

@@ -9,17 +9,19 @@ provider has for them decides nothing but the name of a user who is made, and ne
 there.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from mcpgw.access.accounts import canonical_name, check_user_name
+from mcpgw.access.discovery import shown_error
 from mcpgw.access.foreign import claim_of, foreign_of
 from mcpgw.access.issuers import Discovery, Issuer, IssuerFault, Issuers, IssuerSettings
 from mcpgw.access.logins import Granted, Logins, Visitor
-from mcpgw.access.oidc_exchange import exchange_code, shown_error, user_claims
 from mcpgw.access.oidc_pending import PENDING_SECONDS, PendingLogin, PendingLogins
 from mcpgw.audit import Actor, Audit
 from mcpgw.errors import AuthFailed, ConfigError, IssuerUnavailable
@@ -196,8 +198,10 @@ class OpenIdLogins:
             "code_verifier": pending.verifier,
         }
         seconds = self._settings.fetch_timeout
+        # An HTTP client, which a gateway without identity providers never needs.
+        exchange = await asyncio.to_thread(import_module, "mcpgw.access.oidc_exchange")
         try:
-            tokens = await exchange_code(discovery, settings, form, seconds=seconds)
+            tokens = await exchange.exchange_code(discovery, settings, form, seconds=seconds)
             claims = await issuer.verify_id_token(
                 tokens.id_token,
                 nonce=pending.nonce,
@@ -206,7 +210,8 @@ class OpenIdLogins:
             )
             if _lacks(settings, claims) and discovery.userinfo_endpoint and tokens.access_token:
                 endpoint, subject = discovery.userinfo_endpoint, claims["sub"]
-                claims = await user_claims(endpoint, tokens.access_token, subject, seconds=seconds) | claims
+                told = await exchange.user_claims(endpoint, tokens.access_token, subject, seconds=seconds)
+                claims = told | claims
         except IssuerFault as fault:
             raise self._unavailable(issuer, fault.reason) from None
         return claims

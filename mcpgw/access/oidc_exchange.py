@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +11,12 @@ from urllib.parse import quote_plus
 
 import httpx2
 
-from mcpgw.access.issuer_documents import MAXIMUM_DOCUMENT_SIZE, Discovery, IssuerFault
+from mcpgw.access.discovery import MAXIMUM_DOCUMENT_SIZE, Discovery, IssuerFault, shown_error
 from mcpgw.errors import AuthFailed
 from mcpgw.issuer_settings import IssuerSettings
 
 _OK: Final = 200
 _REFUSALS: Final = (400, 401)
-_ERROR: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +108,3 @@ async def _ask(
 def _certificates() -> ssl.SSLContext:
     """Whom to believe that a host is itself; it is read from the disk, once."""
     return httpx2.create_ssl_context()
-
-
-def shown_error(code: object) -> str:
-    """An error code of the provider (RFC 6749 section 4.1.2.1), where it can be shown."""
-    if isinstance(code, str) and _ERROR.fullmatch(code):
-        return code
-    return "it does not say why"

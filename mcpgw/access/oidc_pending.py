@@ -14,14 +14,16 @@ from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-
-from cryptography.fernet import Fernet, InvalidToken
 
 from mcpgw.access.accounts import digest
 from mcpgw.errors import AuthFailed
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 PENDING_SECONDS: Final = 600
 """How long somebody may take at the provider."""
@@ -61,7 +63,7 @@ class PendingLogins:
     """
 
     def __init__(self, key: bytes, *, clock: Callable[[], float] = time.time) -> None:
-        self._fernet = Fernet(urlsafe_b64encode(key))
+        self._key = urlsafe_b64encode(key)
         self._clock = clock
         self._used: OrderedDict[str, float] = OrderedDict()
 
@@ -71,6 +73,12 @@ class PendingLogins:
 
     def __repr__(self) -> str:
         return "PendingLogins()"
+
+    @cached_property
+    def _fernet(self) -> "Fernet":
+        from cryptography.fernet import Fernet  # noqa: PLC0415 - some MiB, for logins at a provider alone
+
+        return Fernet(self._key)
 
     def seal(self, pending: PendingLogin) -> str:
         """A text for the browser that began it; nobody else can read or make one."""
@@ -85,6 +93,8 @@ class PendingLogins:
         """
         if not 0 < len(sealed) <= _MOST_SEALED:
             raise AuthFailed(_NOT_HERE)
+        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - see `_fernet`
+
         now = self._clock()
         try:
             text = self._fernet.decrypt_at_time(sealed.encode(), PENDING_SECONDS, int(now))

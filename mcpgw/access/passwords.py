@@ -7,13 +7,13 @@ beyond that is told to come again: a flood of logins takes neither the memory no
 import asyncio
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Final, TypeVar
-
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from mcpgw.errors import ConfigError, RateLimited
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
 
 T = TypeVar("T")
 
@@ -40,11 +40,17 @@ def password_fault(password: str) -> str | None:
 class Passwords:
     """Makes and checks hashes; `close` ends its threads. `hasher` says what a hash costs."""
 
-    def __init__(self, hasher: PasswordHasher | None = None) -> None:
-        self._hasher = hasher or PasswordHasher()
+    def __init__(self, hasher: "PasswordHasher | None" = None) -> None:
+        self._given = hasher
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="password")
         self._under_way = 0
         self._nobody = ""
+
+    @cached_property
+    def _hasher(self) -> "PasswordHasher":
+        from argon2 import PasswordHasher  # noqa: PLC0415 - in a thread, at the first password of all
+
+        return self._given or PasswordHasher()
 
     async def hash(self, password: str) -> str:
         """The hash of a new password, with its salt and costs.
@@ -55,7 +61,7 @@ class Passwords:
         """
         if fault := password_fault(password):
             raise ConfigError([fault])
-        return await self._run(partial(self._hasher.hash, _normal(password)))
+        return await self._run(partial(self._hash, _normal(password)))
 
     async def verify(self, stored: str, password: str) -> bool:
         """Whether `password` is the one of `stored`; with an empty `stored` never, and in the same time.
@@ -75,7 +81,12 @@ class Passwords:
         """Take nothing any more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _hash(self, password: str) -> str:
+        return self._hasher.hash(password)
+
     def _verify(self, stored: str, password: str) -> bool:
+        from argon2.exceptions import InvalidHashError, VerificationError  # noqa: PLC0415 - see `_hasher`
+
         # Made at the first check of all, whoever's that is: else the first of nobody's would take longer.
         self._nobody = self._nobody or self._hasher.hash("nobody has this password")
         try:

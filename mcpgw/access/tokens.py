@@ -2,25 +2,29 @@
 
 The rules are those of RFC 8725 (best current practices): one algorithm, chosen by the operator and never by
 the token; issuer, audience, subject and times always checked; everything bounded before it is looked at.
+
+PyJWT takes `cryptography` with it, 9 MiB, and is not imported before the first token is looked at. A gateway
+does that in a thread, when the first client comes (`mcpgw.preparation`).
 """
 
 import hmac
 import math
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Protocol
-
-import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
-from jwt.exceptions import InvalidJTIError, InvalidSubjectError
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from mcpgw.access.claims import LAST_SECOND, MAXIMUM_NAME, check_times, is_name, seconds, token_id
 from mcpgw.access.foreign import Foreign
 from mcpgw.access.permissions import check_scope
 from mcpgw.errors import AuthFailed, ConfigError, suggest
 from mcpgw.roles import NO_RULES, ToolRules
+
+if TYPE_CHECKING:
+    import jwt
 
 ALGORITHMS: Final = ("HS256", "RS256", "ES256", "EdDSA")
 """Signature algorithms (RFC 7518 section 3.1, RFC 8037): HS256 has a shared secret, the others a key pair."""
@@ -33,6 +37,8 @@ MAXIMUM_SCOPES: Final = 100
 _SYMMETRIC = "HS256"
 _LOGIN = "mcpgw_login"
 _GUEST = "mcpgw_guest"
+_PLAIN_SECRET: Final = re.compile(r"[A-Za-z0-9_]{64,}", re.ASCII)
+"""A secret that surely is long enough, and neither PEM nor a key of SSH: as the gateway makes its own."""
 _REQUIRED_CLAIMS = ("exp", "iat", "sub", "iss", "aud")
 
 
@@ -114,8 +120,13 @@ class Tokens:
         self._audience = audience
         self._leeway = leeway
         self._clock = clock
-        # PyJWT does not check the times: it takes booleans and text for a time, and has a clock of its own.
-        self._reader = jwt.PyJWT(
+
+    @cached_property
+    def _reader(self) -> "jwt.PyJWT":
+        import jwt  # noqa: PLC0415 - see above
+
+        # It does not check the times: it takes booleans and text for a time, and has a clock of its own.
+        return jwt.PyJWT(
             {
                 "require": list(_REQUIRED_CLAIMS),
                 "verify_exp": False,
@@ -140,6 +151,8 @@ class Tokens:
             raise AuthFailed(f"the token is longer than {MAXIMUM_TOKEN_SIZE} bytes")
         if not token.isascii():
             raise AuthFailed("this is not a JSON Web Token")
+        import jwt  # noqa: PLC0415 - see above
+
         try:
             decoded = self._reader.decode_complete(
                 token,
@@ -234,8 +247,11 @@ class Tokens:
             )
         return token
 
-    def _refuse(self, fault: jwt.PyJWTError) -> NoReturn:
+    def _refuse(self, fault: "jwt.PyJWTError") -> NoReturn:
         """Say in own words why PyJWT refused: its own texts may repeat parts of the token."""
+        import jwt  # noqa: PLC0415 - see above
+        from jwt.exceptions import InvalidJTIError, InvalidSubjectError  # noqa: PLC0415
+
         match fault:
             case jwt.InvalidSignatureError():
                 message = "the token's signature does not hold: another key made it, or it was changed"
@@ -258,6 +274,11 @@ class Tokens:
 
 def _usable_key(algorithm: str, key: str) -> Any:
     """`key` as PyJWT wants it, parsed and checked once. Messages never hold the key."""
+    if algorithm == _SYMMETRIC and _PLAIN_SECRET.fullmatch(key):
+        return key.encode()
+    import jwt  # noqa: PLC0415 - see above
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+
     method = jwt.get_algorithm_by_name(algorithm)
     if algorithm != _SYMMETRIC and "PRIVATE KEY-----" in key:
         raise ConfigError(

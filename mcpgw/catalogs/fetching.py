@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import httpx2
 
+from mcpgw.catalogs.addresses import check_url
 from mcpgw.catalogs.formats import read_catalog
 from mcpgw.catalogs.model import CatalogFault, ReadCatalog
 
@@ -58,29 +59,6 @@ async def read_file(path: Path, *, max_size: int) -> ReadCatalog:
         CatalogFault: it cannot be read, or is no catalog; the reason holds nothing of the file.
     """
     return await asyncio.to_thread(lambda: read_catalog(_text_of_file(path, max_size)))
-
-
-def check_url(url: str) -> None:
-    """Refuse an address that is none of ``http`` and ``https``, or that holds credentials.
-
-    Raises:
-        CatalogFault: says which.
-    """
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise CatalogFault("is not a complete address") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise CatalogFault("is not an http:// or https:// address")
-    if parts.username is not None or parts.password is not None:
-        raise CatalogFault("holds credentials, which would be shown and logged; a catalog is public")
-
-
-def shown_url(url: str) -> str:
-    """`url` without what may be a secret: its query and fragment."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "…" if parts.query else "", ""))
 
 
 async def _pages(fetching: "_Fetching", url: str) -> ReadCatalog:

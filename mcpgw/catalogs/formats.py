@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from mcpgw.catalogs import client_format, docker_format, registry_format
-from mcpgw.catalogs.documents import parse_document
 from mcpgw.catalogs.model import CatalogFault, Option, ReadCatalog
 
 _OPTIONS: Final[Mapping[str, Callable[[Mapping[str, Any]], list[Option]]]] = {
@@ -21,6 +20,8 @@ def read_catalog(text: str) -> ReadCatalog:
     Raises:
         CatalogFault: it is none of the formats, or has no entry that can be read.
     """
+    from mcpgw.catalogs.documents import parse_document  # noqa: PLC0415 - YAML, which few gateways ever need
+
     document = parse_document(text)
     if client_format.is_client(document):
         read = client_format.read_client(document)

@@ -6,19 +6,22 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mcpgw.audit import Actor
-from mcpgw.catalogs.fetching import check_url, fetch_catalog, read_file, shown_url
-from mcpgw.catalogs.formats import options_of, read_catalog
+from mcpgw.catalogs.addresses import check_url, shown_url
 from mcpgw.catalogs.model import CatalogFault, Entry, Option, ReadCatalog
-from mcpgw.catalogs.rendering import Given, make_table
 from mcpgw.client_files import fitting_name
 from mcpgw.errors import CatalogNotFound, DuplicateId, InvalidParams, suggest
 from mcpgw.server_definitions import NAME_RULE, is_server_name
 from mcpgw.settings import CatalogSettings
 from mcpgw.store import CatalogChanges, Store, StoredCatalog, StoredEntry
+
+if TYPE_CHECKING:
+    from mcpgw.catalogs.rendering import Given
 
 __all__ = ["CatalogService", "CatalogSettings", "Page", "ServerAdministration", "Source"]
 
@@ -116,7 +119,8 @@ class CatalogService:
         if found is None:
             known = await self._table.names(catalog_id)
             raise CatalogNotFound(f"no entry {name[:128]!r} in {catalog_id!r}{suggest(name, known)}")
-        return found, options_of(catalog.format, found.document)
+        options: list[Option] = (await _late("formats")).options_of(catalog.format, found.document)
+        return found, options
 
     async def add(self, source: Source, *, catalog_id: str = "", title: str = "", by: str) -> StoredCatalog:
         """Import a catalog; its id is made of its title or place where none is given.
@@ -208,7 +212,7 @@ class CatalogService:
         *,
         option_id: str = "",
         server_name: str = "",
-        values: Mapping[str, Given],
+        values: Mapping[str, "Given"],
         settings: Mapping[str, Any] | None = None,
     ) -> tuple[str, dict[str, Any]]:
         """The name and the table of the server that an entry makes with `values`.
@@ -224,7 +228,7 @@ class CatalogService:
         name = server_name or _server_name(entry_name)
         if not is_server_name(name):
             raise InvalidParams(f"{name[:128]!r} cannot be the name of a server ({NAME_RULE})")
-        table = make_table(option, values)
+        table: dict[str, Any] = (await _late("rendering")).make_table(option, values)
         for key, value in (settings or {}).items():
             if key in _MERGED and isinstance(value, dict) and isinstance(table.get(key), dict):
                 table[key] = {**table[key], **value}
@@ -240,7 +244,7 @@ class CatalogService:
         *,
         option_id: str = "",
         server_name: str = "",
-        values: Mapping[str, Given],
+        values: Mapping[str, "Given"],
         settings: Mapping[str, Any] | None = None,
         permit: Callable[[str], None],
         actor: Actor,
@@ -262,21 +266,22 @@ class CatalogService:
         return name
 
     async def _read(self, source: Source, format_name: str = "") -> ReadCatalog:
+        read: ReadCatalog
         limit = self._settings.max_size
         if source.kind == "url":
             check_url(source.place)
-            read = await fetch_catalog(
+            read = await (await _late("fetching")).fetch_catalog(
                 source.place, max_size=limit, timeout=self._settings.timeout, user_agent=self._user_agent
             )
         elif source.kind == "file":
             path = Path(source.place)
             if not path.is_absolute():
                 raise CatalogFault("is no absolute path")
-            read = await read_file(path, max_size=limit)
+            read = await (await _late("fetching")).read_file(path, max_size=limit)
         else:
             if len(source.content.encode("utf-8", "surrogatepass")) > limit:
                 raise CatalogFault(f"is larger than {limit} bytes: see catalogs.max_size")
-            read = await asyncio.to_thread(read_catalog, source.content)
+            read = await asyncio.to_thread((await _late("formats")).read_catalog, source.content)
         if len(read.entries) > self._settings.max_entries:
             most = self._settings.max_entries
             raise CatalogFault(f"has more than {most} entries: see catalogs.max_entries")
@@ -301,6 +306,11 @@ class CatalogService:
 
     def _announce(self, name: str, catalog_id: str, *, reason: str = "") -> None:
         self._publish(f"catalog.{name}", {"catalogId": catalog_id} | ({"reason": reason} if reason else {}))
+
+
+async def _late(name: str) -> ModuleType:
+    """A module of this package that is not imported before it is needed: few gateways ever have a catalog."""
+    return await asyncio.to_thread(import_module, f"mcpgw.catalogs.{name}")
 
 
 _ID_RULE: Final = "lower-case letters, digits, '_', '.' and '-', at most 64, a letter or digit first"

@@ -210,7 +210,12 @@ GUESTS: Final = Table(
     "guests",
     METADATA,
     Column("id", String(16), primary_key=True),
-    Column("room_id", String(16), ForeignKey("rooms.id", ondelete="CASCADE"), nullable=False),
+    Column(
+        "room_id",
+        String(16),
+        ForeignKey("rooms.id", name="fk_guests_room_id_rooms", ondelete="CASCADE"),
+        nullable=False,
+    ),
     Column("name", String(64), nullable=False),
     # What makes two names too much alike for one room.
     Column("folded", String(256), nullable=False),

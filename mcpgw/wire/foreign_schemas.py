@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from jsonschema import Draft202012Validator
-
 from mcpgw.wire.validation import UnusableSchemaError
 
 _ONE = frozenset(
@@ -54,6 +52,8 @@ def moved(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
     Raises:
         UnusableSchemaError: it cannot stand there.
     """
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - for the page of tools alone
+
     result = _Move(schema, place).whole()
     try:
         is_schema = Draft202012Validator(Draft202012Validator.META_SCHEMA).is_valid(result)

@@ -12,8 +12,6 @@ budget of time.
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-import jsonschema_rs
-
 QuickCheck: TypeAlias = Callable[[Any], bool]
 """Whether a value surely fulfils its schema; false where it does not, or where that is not known."""
 
@@ -36,6 +34,8 @@ _TYPES: Final = frozenset({"array", "boolean", "integer", "null", "number", "obj
 
 def quick_check(schema: Mapping[str, Any]) -> QuickCheck | None:
     """Compile a schema of the gateway's own; None where the library cannot."""
+    import jsonschema_rs  # noqa: PLC0415 - 6 MiB, which a gateway without clients does not need
+
     try:
         validator = jsonschema_rs.validator_for(
             dict(schema), validate_formats=False, pattern_options=jsonschema_rs.RegexOptions()

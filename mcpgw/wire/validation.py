@@ -5,40 +5,29 @@ the frame's root, so that a client finds the place in what it sent.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import regex
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-from jsonschema.validators import validator_for
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-
-from mcpgw.errors import InvalidParams, suggest
+from mcpgw.errors import InvalidParams
 from mcpgw.wire.quick_check import quick_check, quick_check_of_others
-from mcpgw.wire.schema_budget import Budget, BudgetExceededError, with_budget
+from mcpgw.wire.schema_faults import SlowCheckError, UnusableSchemaError, pointer
 
-_MOST_FAULTS = 20
-_LONGEST_REASON = 200
+if TYPE_CHECKING:
+    from mcpgw.wire.slow_check import SlowCheck
+
+__all__ = [
+    "SchemaChecker",
+    "SlowCheckError",
+    "UnusableSchemaError",
+    "definition_checker",
+    "load_schema",
+    "pointer",
+    "require",
+]
+
 _MOST_NODES = 20_000
-
-
-class UnusableSchemaError(ValueError):
-    """A schema that is no JSON Schema, or that refers to what is not in it."""
-
-
-class SlowCheckError(UnusableSchemaError):
-    """A check that took longer than its budget."""
-
-
-def pointer(*parts: object) -> str:
-    """A JSON Pointer (RFC 6901) to the place that `parts` name, the empty string for the root."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 class SchemaChecker:
@@ -56,18 +45,15 @@ class SchemaChecker:
         self, schema: Mapping[str, Any], *, budget: float | None = None, is_own: bool = False
     ) -> None:
         self._budget = budget
+        self._made: SlowCheck | None = None
         if budget is not None and not _is_handy(schema):
             raise UnusableSchemaError(
                 "it is too large, or mixes unevaluatedProperties with patternProperties"
             )
-        if not isinstance(schema.get("$schema", ""), str):
-            raise UnusableSchemaError("not a JSON Schema: its $schema is no text")
-        dialect = validator_for(schema, default=Draft202012Validator)
-        try:
-            dialect.check_schema(dict(schema))
-        except (SchemaError, RecursionError, re.error) as error:
-            raise UnusableSchemaError(f"not a JSON Schema: {str(error).splitlines()[0]}") from None
-        self._validator = with_budget(dialect)(dict(schema), registry=Registry())
+        self._schema = schema
+        self._is_own = is_own
+        if not is_own:
+            self._slow()
         self._is_right = quick_check(schema) if is_own else quick_check_of_others(schema)
 
     def faults(self, value: Any, *, root: tuple[object, ...] = ()) -> list[dict[str, str]]:
@@ -79,18 +65,15 @@ class SchemaChecker:
         """
         if self._is_right is not None and self._is_right(value):
             return []
-        Budget.begin(self._budget)
-        try:
-            errors = self._validator.iter_errors(value)
-            # Lazily: one error can stand for a hundred thousand unknown names, and each costs a search.
-            found = list(
-                islice((fault for error in errors for fault in _in_words(error, root)), _MOST_FAULTS)
-            )
-        except BudgetExceededError:
-            raise SlowCheckError("the check takes too long") from None
-        except (Unresolvable, RecursionError, re.error, regex.error) as error:
-            raise UnusableSchemaError(f"the schema cannot be followed: {error}") from None
-        return found
+        return self._slow().faults(value, root, self._budget)
+
+    def _slow(self) -> "SlowCheck":
+        """The check that has the words; one of the gateway's own schemas is made when it refuses first."""
+        if self._made is None:
+            from mcpgw.wire.slow_check import SlowCheck  # noqa: PLC0415 - jsonschema, and what it needs
+
+            self._made = SlowCheck(self._schema, is_trusted=self._is_own)
+        return self._made
 
 
 def _is_handy(schema: Mapping[str, Any]) -> bool:
@@ -107,57 +90,6 @@ def _is_handy(schema: Mapping[str, Any]) -> bool:
         if nodes > _MOST_NODES:
             return False
     return not {"unevaluatedProperties", "patternProperties"} <= names
-
-
-def _in_words(error: ValidationError, root: tuple[object, ...]) -> Iterator[dict[str, str]]:
-    """The faults of one error, without the value that was sent: it may be a secret, and it may be large."""
-    place = (*root, *error.absolute_path)
-    schema = error.schema if isinstance(error.schema, Mapping) else {}
-    rule: Any = error.validator_value
-    if error.validator == "required" and isinstance(error.instance, Mapping):
-        for name in rule:
-            # One error stands for each missing name; its message begins with the name.
-            if name not in error.instance and error.message.startswith(repr(name)):
-                yield {"path": pointer(*place, name), "reason": "is required"}
-    elif error.validator == "anyOf" and all(part.validator == "required" for part in error.context or ()):
-        yield {"path": pointer(*place, *rule[0].get("required", ())[:1]), "reason": "is required"}
-    elif error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
-        known = schema.get("properties", {})
-        patterns = schema.get("patternProperties", {})
-        for name in error.instance:
-            if name not in known and not any(Budget.search(pattern, name) for pattern in patterns):
-                yield {"path": pointer(*place, name[:128]), "reason": f"is not known{suggest(name, known)}"}
-    else:
-        yield {"path": pointer(*place), "reason": _shortened(_broken_rule(str(error.validator), rule))}
-
-
-_SENTENCES = {
-    "const": "must be {}",
-    "enum": "must be one of {}",
-    "format": "must be a {}",
-    "maxItems": "must have at most {} items",
-    "maxLength": "must have at most {} characters",
-    "maximum": "must be at most {}",
-    "exclusiveMaximum": "must be less than {}",
-    "minItems": "must have at least {} items",
-    "minLength": "must have at least {} characters",
-    "minimum": "must be at least {}",
-    "exclusiveMinimum": "must be more than {}",
-    "multipleOf": "must be a multiple of {}",
-    "pattern": "must match {}",
-    "type": "must be of type {}",
-    "uniqueItems": "must not hold the same item twice",
-}
-
-
-def _broken_rule(keyword: str, rule: object) -> str:
-    shown = " or ".join(rule) if keyword == "type" and isinstance(rule, list) else rule
-    shown = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
-    return _SENTENCES.get(keyword, f"breaks the schema's rule {keyword!r}: {{}}").format(shown)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
 
 
 @cache

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from mcpgw.catalogs.addresses import check_url, shown_url
 from mcpgw.catalogs.fetching import (
-    check_url,
     fetch_catalog,
     is_public_address,
     read_file,
     request_address,
     request_extensions,
     request_headers,
-    shown_url,
 )
 from mcpgw.catalogs.model import CatalogFault, ReadCatalog
 from tests.catalogs.web import Answer, Web, web_server

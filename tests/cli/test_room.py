@@ -1,5 +1,6 @@
 """``mcpgw room``: rooms for guests, and what a gateway does about them that runs, or starts again."""
 
+import asyncio
 import json
 import signal
 from collections.abc import Callable
@@ -20,7 +21,12 @@ SCOPE = ("--scope", "tools:call:memory")
 async def join(gateway: GatewayProcess, code: str, name: str) -> dict[str, Any]:
     """What a guest is given."""
     body = json.dumps({"code": code, "name": name}).encode()
-    answer = await fetch(gateway.url, "/api/v1/rooms/join", method="POST", body=body)
+    async with asyncio.timeout(5):
+        # The gateway looks every half second (`auth.watch_interval`) for what commands have made.
+        while (
+            answer := await fetch(gateway.url, "/api/v1/rooms/join", method="POST", body=body)
+        ).status == 401:
+            await asyncio.sleep(0.1)
     assert answer.status == 201, answer.body
     joined: dict[str, Any] = answer.json()
     return joined

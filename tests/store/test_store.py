@@ -12,6 +12,7 @@ from pathlib import Path
 from traceback import format_exception
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -271,14 +272,41 @@ async def test_a_url_is_taken_too_and_a_wrong_one_never_shows_its_password(tmp_p
 
 
 @pytest.mark.gen_test
-async def test_the_steps_make_the_tables_that_the_code_knows(place: Place) -> None:
+async def test_the_steps_make_the_same_tables_as_a_new_store_has_at_once(place: Place) -> None:
     await (await Store.open(place)).close()
     with connected(place) as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
-    config = Config()
-    config.set_main_option("script_location", "mcpgw/store/migrations")
-    config.set_main_option("path_separator", "os")
-    assert ScriptDirectory.from_config(config).get_current_head() == LATEST
+        at_once = everything_of(connection)
+        for table in reversed(METADATA.sorted_tables):
+            table.drop(connection)
+        connection.execute(text("DROP TABLE alembic_version"))
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", "mcpgw/store/migrations")
+        config.set_main_option("path_separator", "os")
+        assert ScriptDirectory.from_config(config).get_current_head() == LATEST
+        command.upgrade(config, LATEST)
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        assert everything_of(connection) == at_once
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == LATEST
+
+
+def everything_of(connection: Connection) -> dict[str, list[str]]:
+    """What the database says of every table: columns, keys, indexes, rules."""
+    inspector = inspect(connection)
+    looks = (
+        inspector.get_columns,
+        inspector.get_indexes,
+        inspector.get_unique_constraints,
+        inspector.get_foreign_keys,
+        inspector.get_check_constraints,
+    )
+    return {
+        name: [
+            str(inspector.get_pk_constraint(name)),
+            *(str(part) for look in looks for part in sorted(look(name), key=str)),
+        ]
+        for name in inspector.get_table_names()
+    }
 
 
 @pytest.mark.gen_test
