@@ -1,8 +1,10 @@
 """What an operator says to all, or to one user: it becomes an event."""
 
+import asyncio
 from typing import Any
 
 from mcpgw.services import require_publish_events
+from mcpgw.wire.events import Position
 
 from .base import ApiHandler
 
@@ -13,7 +15,7 @@ class AnnouncementHandler(ApiHandler):
     definition = ""
     event = ""
 
-    def post(self, *path: str) -> None:
+    async def post(self, *path: str) -> None:
         """Publish it; 202, for it is on its way to whoever listens.
 
         Raises:
@@ -22,7 +24,11 @@ class AnnouncementHandler(ApiHandler):
         require_publish_events(self.caller)
         body: dict[str, Any] = self.read_body(self.definition)
         self.services.audit.admin(self.actor(), action=self.event, target="/".join(path))
-        position = self.services.bus.publish(self.event, body, channel=self.channel(*path))
+        published: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        self.services.bus.publish(
+            self.event, body, channel=self.channel(*path), on_published=published.set_result
+        )
+        position = await published
         self.set_status(202)
         self.write_json({"published": self.event, "offset": position.offset})
 

@@ -4,7 +4,7 @@ Nearly all are handed on at once: the key is in memory. That it is looked at bef
 request leaves every handler, and the upgrade of every WebSocket, free to verify without waiting.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from tornado.httputil import (
     HTTPConnection,
@@ -16,11 +16,10 @@ from tornado.httputil import (
 )
 
 from .passing_on import PassedOn, PassingOn
+from .request_tokens import tokens_of
 
 Preparing = Callable[[], Awaitable[None] | None]
 FetchingKeys = Callable[[str], Awaitable[None] | None]
-_SUBPROTOCOL = "bearer."
-_MOST_TOKENS = 4
 _PROBES = ("/healthz", "/readyz")
 
 
@@ -60,7 +59,7 @@ class _KeyedRequest(PassedOn):
     def _keyed(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        for token in _tokens(headers):
+        for token in tokens_of(headers):
             fetched = self._fetching(token)
             if fetched is not None:
                 return self._later(fetched, start_line, headers)
@@ -92,15 +91,3 @@ class _KeyedRequest(PassedOn):
 def _is_probe(start_line: RequestStartLine | ResponseStartLine) -> bool:
     """Whether it asks how the gateway is: a probe neither waits, nor is it a client."""
     return isinstance(start_line, RequestStartLine) and start_line.path in _PROBES
-
-
-def _tokens(headers: HTTPHeaders) -> Iterator[str]:
-    """Every token that a request may be judged by: of its header, and of its WebSocket subprotocols."""
-    scheme, _, token = headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        yield token.strip()
-    offered = headers.get("Sec-WebSocket-Protocol", "")
-    if _SUBPROTOCOL in offered:
-        for name in map(str.strip, offered.split(",", _MOST_TOKENS)):
-            if name.startswith(_SUBPROTOCOL):
-                yield name.removeprefix(_SUBPROTOCOL)

@@ -37,6 +37,8 @@ from tornado.websocket import (
 from mcpgw.deadlines import Deadline, Deadlines
 from mcpgw.errors import CloseCode
 
+from .handing_over import unread
+
 _CONTINUATION = 0x0
 _TEXT = 0x1
 _BINARY = 0x2
@@ -131,6 +133,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         "_last_write",
         "_opcode",
         "_ping_due",
+        "_reading",
         "client_left",
         "compression_minimum",
         "writer",
@@ -168,6 +171,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         self._fragments: bytearray | None = None
         self._input: bytes | bytearray | None = None
         self._ping_due: Deadline | None = None
+        self._reading: asyncio.Future[bytes] | None = None
 
     @property
     def window_bits(self) -> int | None:
@@ -250,9 +254,13 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         except StreamClosedError:
             self._end_reading()
         else:
+            self._reading = reading
             reading.add_done_callback(self._on_bytes)
 
     def _on_bytes(self, reading: "asyncio.Future[bytes]") -> None:
+        if self._reading is not reading:
+            return  # what it has brought was taken already, to go to another worker
+        self._reading = None
         # Not raised: a traceback would know this frame, and with it all that belongs to the connection.
         if reading.cancelled() or reading.exception() is not None:
             self._end_reading()
@@ -344,6 +352,18 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         message = data if self._fragments is None else bytes(self._fragments)
         self._fragments = None
         return self._take_message(message)
+
+    def take_unread(self) -> bytes:
+        """All that was received of messages that nobody has been given, as it came; no more is to be read."""
+        begun = b""
+        if self._fragments is not None:
+            first = self._opcode | (self.RSV1 if self._compressed else 0)
+            begun = masked_frame(first, bytes(self._fragments))
+        waiting, self._input = bytes(self._input or b""), None
+        reading, self._reading = self._reading, None
+        if reading is not None and reading.done() and not reading.cancelled() and reading.exception() is None:
+            waiting += reading.result()
+        return begun + waiting + unread(self.stream)
 
     def _end_reading(self) -> None:
         self._input = None
@@ -441,6 +461,23 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         finally:
             self._failing = False
             self._abort()
+
+
+def masked_frame(first: int, payload: bytes) -> bytes:
+    """A frame as a client sends it (RFC 6455 section 5.2), with a mask that changes nothing."""
+    size = len(payload)
+    if size <= _LONGEST_CONTROL:
+        head = struct.pack("!BB", first, 0x80 | size)
+    elif size < 1 << 16:
+        head = struct.pack("!BBH", first, 0x80 | 126, size)
+    else:
+        head = struct.pack("!BBQ", first, 0x80 | 127, size)
+    return head + b"\0\0\0\0" + payload
+
+
+def text_message(text: str) -> bytes:
+    """A whole message as a client sends it."""
+    return masked_frame(WebSocketProtocol13.FIN | _TEXT, text.encode())
 
 
 class _ShortQueue(list[Any]):

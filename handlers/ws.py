@@ -5,12 +5,12 @@ import base64
 import logging
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPServerRequest, RequestStartLine
 from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError
 from tornado.websocket import WebSocketHandler, WebSocketProtocol13
@@ -21,13 +21,17 @@ from mcpgw.deadlines import Deadline
 from mcpgw.errors import AuthRequired, CloseCode, ConnectionLimit
 from mcpgw.hub import Place
 from mcpgw.services import Principal
+from mcpgw.wire import strict_json
 from mcpgw.wire.frames import PROTOCOL
+from mcpgw.workers.handed_over import HandedOver
+from mcpgw.workers.membership import Membership
 
 from .base import BaseHandler, client_user_agent
 from .frame_encoding import COMPRESSION_LEVEL, MEMORY_LEVEL
+from .handing_over import AdoptedStream, give_away, head_of, scheme_of
 from .liveness import Taking
 from .socket_writer import SocketWriter
-from .websocket_protocol import GatewayWebSocketProtocol
+from .websocket_protocol import GatewayWebSocketProtocol, text_message
 
 _BEARER = "bearer."
 _KEY_BYTES = 16
@@ -182,6 +186,7 @@ class GatewaySocket(BareSocket):
     __slots__ = (
         "_alive_at",
         "_frames_out",
+        "_head",
         "_life",
         "_paused_at",
         "_place",
@@ -197,6 +202,7 @@ class GatewaySocket(BareSocket):
         self.conversation: Conversation | None = None
         self._place: Place | None = None
         self._frames_out = 0
+        self._head = b""
         self._writer: SocketWriter | None = None
         self._protocol: GatewayWebSocketProtocol | None = None
         self._paused_at = 0
@@ -235,13 +241,20 @@ class GatewaySocket(BareSocket):
     def open(self, *_args: str, **_kwargs: str) -> None:
         """Begin the conversation."""
         self.set_nodelay(True)
+        stream = self._stream
+        adopted = stream.client_id if isinstance(stream, AdoptedStream) else ""
+        if self.principal is None and not adopted and not self.services.peers.is_alone:
+            # Who it is shows later, and where they are at home: there the request is looked at again.
+            line = RequestStartLine(self.request.method or "", self.request.uri or "", self.request.version)
+            self._head = head_of(line, self.request.headers)
         client = ClientInfo(
-            client_id=secrets.token_hex(6),
+            client_id=adopted or secrets.token_hex(6),
             remote=self.request.remote_ip or "",
             user_agent=client_user_agent(self.request),
             path=self.request.path,
             credentials=self.credentials,
             trace=self.services.tracing.parent(self.request.headers),
+            is_greeted=bool(adopted),
         )
         self._alive_at = time.monotonic()
         self._look_for_life()
@@ -370,7 +383,8 @@ class GatewaySocket(BareSocket):
             left = self._protocol is not None and self._protocol.client_left and self.close_code is None
             self.conversation.lost(CloseCode.NORMAL if left else self.close_code)
             self.services.metrics.connection_closed("websocket")
-            self.services.metrics.socket_closed(self.conversation.closed_with or self.close_code)
+            if not self.conversation.has_left:
+                self.services.metrics.socket_closed(self.conversation.closed_with or self.close_code)
         if self._place is not None:
             self._place.release()  # where a fault kept the conversation from being known
         # They lead back here. The collector hardly ever looks at what has lived for as long as a connection.
@@ -398,6 +412,28 @@ class GatewaySocket(BareSocket):
         """The client has not answered a ping in time."""
         if self.conversation is not None:
             self.conversation.disconnect(CloseCode.NO_PONG, "no pong in time")
+
+    @property
+    def _stream(self) -> IOStream:
+        assert self._protocol is not None, "the socket is open"  # noqa: S101
+        return self._protocol.stream
+
+    def leave(self, home: int, values: Sequence[object]) -> None:
+        """Hand the connection over to another worker, which is given these frames first."""
+        if self._protocol is None or self._stream.closed():
+            return
+        stream = self._stream
+        received = b"".join(text_message(strict_json.dumps(value)) for value in values)
+        client_id = "" if self.conversation is None else self.conversation.client.client_id
+        told = HandedOver(
+            self._head + received + self._protocol.take_unread(),
+            self.request.remote_ip or "",
+            scheme_of(stream),
+            client_id,
+        )
+        peers = self.services.peers
+        assert isinstance(peers, Membership), "alone, everybody is at home here"  # noqa: S101
+        give_away(stream, home, told, peers.hand_over)
 
     def identify(self, user: str) -> str | None:
         """Count the connection as `user`'s; answers why it is one too many where it is."""

@@ -8,27 +8,32 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 from tornado.iostream import IOStream
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from mcpgw.config import Config
 from mcpgw.config_watch import Seen
 from mcpgw.errors import ConfigError
+from mcpgw.listening import bound_sockets, noted_in_folder, url_of
 from mcpgw.logs import log_event
-from mcpgw.running import RunningGateway, forget_running, remember_running
 from mcpgw.services import Services, running_services
+from mcpgw.workers.handed_over import DECODE
+from mcpgw.workers.membership import Membership
+from mcpgw.workers.peers import Peers
+from mcpgw.workers.place import Place
 
 if TYPE_CHECKING:
     from handlers.base import NotFoundHandler
     from handlers.body_limit import LimitedBodies
     from handlers.forwarding import ForwardedRequests
+    from handlers.handing_over import AdoptedStream, HomedRequests
     from handlers.published_keys import KeyedRequests
     from handlers.routes import ROUTES
     from mcpgw.tls import Certificate
@@ -36,6 +41,7 @@ else:
     from mcpgw.handlers.base import NotFoundHandler
     from mcpgw.handlers.body_limit import LimitedBodies
     from mcpgw.handlers.forwarding import ForwardedRequests
+    from mcpgw.handlers.handing_over import AdoptedStream, HomedRequests
     from mcpgw.handlers.published_keys import KeyedRequests
     from mcpgw.handlers.routes import ROUTES
 
@@ -62,14 +68,17 @@ def make_application(services: Services) -> Application:
 
 def make_server(
     application: Application, config: Config, certificate: "Certificate | None" = None
-) -> HTTPServer:
+) -> "GatewayServer":
     """A server whose every connection is bounded in size and, until its request is there, in time.
 
     With a `certificate` it speaks TLS, and nothing else.
     """
     services: Services = application.settings["services"]
-    forwarded = ForwardedRequests(application, lambda: services.config.server)
-    return SparingServer(
+    at_home: HTTPServerConnectionDelegate = application
+    if isinstance(services.peers, Membership):
+        at_home = HomedRequests(application, services.other_home, services.peers.hand_over)
+    forwarded = ForwardedRequests(at_home, lambda: services.config.server)
+    return GatewayServer(
         LimitedBodies(
             KeyedRequests(forwarded, services.access.authority.fetching_keys, services.preparation.under_way),
             config.server.max_body_size,
@@ -80,11 +89,15 @@ def make_server(
         max_header_size=_MOST_HEADERS,
         # Tornado's own bound answers 400 without a word; `LimitedBodies` keeps none of what is too much.
         max_body_size=sys.maxsize,
-        max_buffer_size=max(config.websocket.max_message_size, config.server.max_body_size) + _MOST_HEADERS,
+        max_buffer_size=_buffer_size(config),
     )
 
 
-class SparingServer(HTTPServer):
+def _buffer_size(config: Config) -> int:
+    return max(config.websocket.max_message_size, config.server.max_body_size) + _MOST_HEADERS
+
+
+class GatewayServer(HTTPServer):
     """A server that turns connections away while some file descriptors are left.
 
     Without any, accepting would fail again and again and take a whole core, and everything that opens a file
@@ -107,48 +120,145 @@ class SparingServer(HTTPServer):
         else:
             super().handle_stream(stream, address)
 
+    def adopt(self, body: bytes, descriptor: int) -> None:
+        """Serve a connection that another worker has handed over."""
+        told = DECODE(body)
+        sock = socket.socket(fileno=descriptor)
+        sock.setblocking(False)
+        size = self.max_buffer_size or _MOST_HEADERS
+        self.handle_stream(AdoptedStream(sock, told, max_buffer_size=size), (told.remote, 0))
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """One request begins; see `HTTPServerConnectionDelegate.start_request`."""
+        connection = cast("Any", request_conn)
+        if isinstance(connection.stream, AdoptedStream):
+            # Its socket may be one end of a pair, which has no address, and may be encrypted elsewhere.
+            connection.context.remote_ip = connection.stream.remote
+            connection.context.protocol = connection.stream.scheme
+        return super().start_request(server_conn, request_conn)
+
 
 async def serve(
     config: Config,
     on_listening: Callable[[str, Services], None],
     on_stopping: Callable[[Services], None] = lambda _services: None,
+    place: Place | None = None,
 ) -> None:
-    """Run the gateway until SIGTERM or SIGINT, then end it gracefully.
+    """Run the gateway until SIGTERM or SIGINT, then end it gracefully; or, with a `place`, one worker of it.
 
     `on_listening` is called with the gateway's URL once clients can connect and the first start of every
     backend is over (or ten seconds have gone), `on_stopping` when the first signal has come. A second signal
-    cuts the grace short.
+    cuts the grace short. A worker ends when its supervisor says so, or is gone; of several the first calls
+    `on_listening`.
 
     Raises:
         ConfigError: the address cannot be bound, or something else cannot be used on this machine.
     """
-    loop = asyncio.get_running_loop()
-    ending, hurry = asyncio.Event(), asyncio.Event()
-
-    def end() -> None:
-        (hurry if ending.is_set() else ending).set()
-
-    seen, certificate = await _certificate(config)
-    with _bound_sockets(config) as (sockets, url):
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, end)
-        try:
-            async with running_services(config) as services:
-                server = make_server(make_application(services), config, certificate)
-                server.add_sockets(sockets)
-                async with _watched_certificate(server, services, certificate, seen):
-                    with _note_of(config, _running(url, config)):
-                        if await _started(services, ending):
-                            _settle_garbage()
-                            log_event(_LOGGER, logging.INFO, "listening", url=url)
-                            on_listening(url, services)
-                        await ending.wait()
-                        on_stopping(services)
-                        await _drain(server, services, hurry)
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+    ending = _Ending()
+    if place is None:
+        with bound_sockets(config) as sockets, ending.by_signals(*_SIGNALS):
+            url = url_of(sockets, config)
+            await _Serving(config, sockets, url, ending, on_listening, on_stopping).run()
+    else:
+        # The signal that a terminal sends to all is for the supervisor.
+        with ending.by_signals(signal.SIGTERM), ending.unmoved_by(signal.SIGINT):
+            membership = Membership(place, ending.end)
+            try:
+                sockets = place.sockets()
+                url = url_of(sockets, config)
+                serving = _Serving(config, sockets, url, ending, on_listening, on_stopping)
+                await serving.run_as_worker(membership)
+            finally:
+                membership.close()
     log_event(_LOGGER, logging.INFO, "ended")
+
+
+class _Ending:
+    """When the gateway is to end: `ending` with the first sign, `hurry` with the second."""
+
+    def __init__(self) -> None:
+        self.ending = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def end(self, at_once: bool = False) -> None:
+        """One more sign; `at_once` it counts for both."""
+        if at_once or self.ending.is_set():
+            self.hurry.set()
+        self.ending.set()
+
+    @contextmanager
+    def by_signals(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Have these signals end it, inside the block."""
+        loop = asyncio.get_running_loop()
+        for number in numbers:
+            loop.add_signal_handler(number, self.end)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    @contextmanager
+    def unmoved_by(self, number: signal.Signals) -> Iterator[None]:
+        """Have a signal do nothing, inside the block."""
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            signal.signal(number, before)
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """One process that serves clients, from its start to its end."""
+
+    config: Config
+    sockets: Sequence[socket.socket]
+    url: str
+    ending: _Ending
+    on_listening: Callable[[str, Services], None]
+    on_stopping: Callable[[Services], None]
+
+    async def run(self) -> None:
+        """Be the whole gateway."""
+        async with self._server(Peers()) as (server, services):
+            server.add_sockets(self.sockets)
+            with noted_in_folder(self.url, self.config):
+                if await _started(services, self.ending.ending):
+                    self._tell_listening()
+                    self.on_listening(self.url, services)
+                await self._until_ended(server, services)
+
+    async def run_as_worker(self, membership: Membership) -> None:
+        """Be one worker of several."""
+        async with self._server(membership) as (server, services):
+            membership.take_connections(server.adopt)
+            membership.ready()
+            if await _before(membership.go.wait(), self.ending.ending):
+                server.add_sockets(self.sockets)
+                if await _started(services, self.ending.ending):
+                    self._tell_listening()
+                    membership.servers_started()
+                    if membership.is_first and await _before(membership.settled.wait(), self.ending.ending):
+                        self.on_listening(self.url, services)
+            await self._until_ended(server, services)
+
+    def _tell_listening(self) -> None:
+        _settle_garbage()
+        log_event(_LOGGER, logging.INFO, "listening", url=self.url)
+
+    @asynccontextmanager
+    async def _server(self, peers: Peers) -> AsyncIterator[tuple["GatewayServer", Services]]:
+        seen, certificate = await _certificate(self.config)
+        async with running_services(self.config, peers) as services:
+            server = make_server(make_application(services), self.config, certificate)
+            async with _watched_certificate(server, services, certificate, seen):
+                yield server, services
+
+    async def _until_ended(self, server: "GatewayServer", services: Services) -> None:
+        await self.ending.ending.wait()
+        self.on_stopping(services)
+        await _drain(server, services, self.ending.hurry)
 
 
 async def _certificate(config: Config) -> "tuple[Seen, Certificate | None]":
@@ -233,10 +343,12 @@ def _settle_garbage() -> None:
 
 async def _started(services: Services, ending: asyncio.Event) -> bool:
     """Wait until the first start of every backend is over; False where the gateway is to end before."""
-    waits = {
-        asyncio.create_task(_ready_for_calls(services)),
-        asyncio.create_task(ending.wait()),
-    }
+    return await _before(_ready_for_calls(services), ending)
+
+
+async def _before(awaited: Coroutine[Any, Any, Any], ending: asyncio.Event) -> bool:
+    """Wait for something; false where the gateway is to end before."""
+    waits = {asyncio.create_task(awaited), asyncio.create_task(ending.wait())}
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in pending:
         wait.cancel()
@@ -249,25 +361,6 @@ async def _ready_for_calls(services: Services) -> None:
     await services.gateway.wait_started(_FIRST_START_SECONDS)
     if prepared is not None:
         await prepared
-
-
-def _running(url: str, config: Config) -> RunningGateway:
-    certificate = config.server.tls_certificate
-    return RunningGateway.here(url, str(Path(certificate).absolute()) if certificate else "")
-
-
-@contextmanager
-def _note_of(config: Config, running: RunningGateway) -> Iterator[None]:
-    try:
-        remember_running(config.data.dir, running)
-    except OSError as error:
-        raise ConfigError(
-            [f"cannot write to the data folder {config.data.dir}: {error.strerror or error}"]
-        ) from None
-    try:
-        yield
-    finally:
-        forget_running(config.data.dir, running)
 
 
 async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -> None:
@@ -292,27 +385,6 @@ async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await ended
-
-
-@contextmanager
-def _bound_sockets(config: Config) -> Iterator[tuple[list[socket.socket], str]]:
-    """The listening sockets and the gateway's URL; bound before anything is started in vain."""
-    host, port = config.server.host, config.server.port
-    try:
-        sockets = bind_sockets(port, host)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(
-            [f"cannot listen on {host}:{port}: {reason}; choose another with --host or --port"]
-        ) from None
-    try:
-        bound = sockets[0].getsockname()[1]
-        shown = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        scheme = "https" if config.server.tls_certificate else "http"
-        yield sockets, f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{bound}"
-    finally:
-        for listening in sockets:
-            listening.close()
 
 
 def _log_request(handler: RequestHandler) -> None:

@@ -5,6 +5,7 @@ A transport hands every message to `Conversation.receive` and takes what the con
 one. Every request is answered. Source: the wire contract, sections 1 to 5.
 """
 
+import asyncio
 import logging
 import random
 import secrets
@@ -112,6 +113,7 @@ class Conversation:
         self._has_begun = False
         self._held: list[frames.ClientFrame] | None = None
         self.awaited_keys: AwaitedKeys | None = None
+        self._for_home: list[object] | None = None
         self._anonymous = None if principal is not None else parts.limits.frames_bucket()
         self._flood = FloodGuard(settings.websocket.max_refusals)
         self._errors_in_a_row = 0
@@ -125,6 +127,11 @@ class Conversation:
     def user(self) -> str | None:
         """Who is asking, where that is known."""
         return self._identity.user
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the connection was handed over to another worker, and goes on there."""
+        return self._for_home is not None and self._over
 
     @property
     def is_holding(self) -> bool:
@@ -150,7 +157,8 @@ class Conversation:
         self._identity.start()
         if self._identity.principal is not None:
             self._belongs_to(self._identity.principal)
-        self._emit(self._status("Connected to MCP Gateway WebSocket"))
+        if not self.client.is_greeted:
+            self._emit(self._status("Connected to MCP Gateway WebSocket"))
         if self._refused is not None:
             self._log(logging.WARNING, "refused credentials", code=self._refused.code)
             self._parts.audit.auth(self._actor(), credentials=self._credentials, outcome=self._refused.code)
@@ -267,6 +275,9 @@ class Conversation:
     # --- frames --------------------------------------------------------------------------------------------
 
     def _receive_frame(self, value: object) -> None:
+        if self._for_home is not None:
+            self._for_home.append(value)
+            return
         reply = ReplyTo.of(value)
         if isinstance(value, dict) and value.get("type") == "input_response":
             reply = None  # its id is that of a call, which an error with that id would end
@@ -392,6 +403,14 @@ class Conversation:
             if self._identity.has_failed_too_often:
                 self.disconnect(CloseCode.INVALID_TOKEN, "too many failed authentications")
             return
+        home = self._parts.peers.home_of(principal.user)
+        if (
+            home != self._parts.peers.number
+            and self._identity.principal is None
+            and not self.client.is_greeted
+        ):
+            self._go_home(home, frame)
+            return
         one_too_many = self._sink.identify(principal.user)
         if one_too_many is not None:
             self.disconnect(CloseCode.CONNECTION_LIMIT, one_too_many)
@@ -402,6 +421,21 @@ class Conversation:
         self._log(logging.INFO, "authenticated", credentials="frame")
         self._parts.audit.auth(self._actor(), credentials="frame")
         self._emit(self._status("Authenticated", asked=True), frame.reply)
+
+    def _go_home(self, home: int, frame: frames.Auth) -> None:
+        """Hand the connection over to the worker of its user, with all that has come and is unanswered."""
+        value: dict[str, object] = {"type": "auth", "data": {"token": frame.token}}
+        if frame.reply is not None:
+            value["request_id" if frame.reply.alternative else "id"] = frame.reply.id
+        self._for_home = [value]
+        # What stands behind it in the same message comes first to be known.
+        asyncio.get_running_loop().call_soon(self._leave, home)
+
+    def _leave(self, home: int) -> None:
+        if not self._over and self._for_home is not None:
+            self._log(logging.INFO, "handed over", worker=home)
+            self._over = True
+            self._sink.leave(home, self._for_home)
 
     def _list_tools(self, frame: frames.ListTools) -> None:
         listed = self._parts.gateway.list_tools(

@@ -1,5 +1,6 @@
 """What a conversation is made with: who it speaks to, where, within which limits, and with whose help."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from mcpgw.session_store import SessionStore
 from mcpgw.settings import AuthSettings, SessionSettings, WebSocketSettings
 from mcpgw.tracing import CallerTrace
 from mcpgw.wire.deliveries import LiveReader
+from mcpgw.workers.peers import Peers
 
 
 class Sink(Protocol):
@@ -56,13 +58,19 @@ class Sink(Protocol):
     def probe(self, seconds: float) -> None:
         """Ask the client for a sign of life; the connection ends where none comes in time."""
 
+    def leave(self, home: int, values: Sequence[object]) -> None:
+        """Hand the connection over to another worker, which is given these frames first."""
+
     def close(self, code: CloseCode, reason: str) -> None:
         """End the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """What is known of a client from how it connected; `credentials` names the way, never the secret."""
+    """What is known of a client from how it connected; `credentials` names the way, never the secret.
+
+    One that `is_greeted` was told the status of its connection by another worker, and has the id from there.
+    """
 
     client_id: str
     remote: str
@@ -70,6 +78,7 @@ class ClientInfo:
     path: str
     credentials: str
     trace: CallerTrace | None = None
+    is_greeted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,7 @@ class ConversationParts:
     metrics: Metrics
     audit: Audit
     deadlines: Deadlines = field(default_factory=Deadlines)
+    peers: Peers = field(default_factory=Peers)
 
     @property
     def records(self) -> CallRecords:

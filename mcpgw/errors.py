@@ -328,3 +328,16 @@ def codes() -> Mapping[str, type[GatewayError]]:
         if "code" in vars(cls) and cls not in (GatewayError, CatalogNotFound, Conflict):
             found[cls.code] = cls
     return found
+
+
+def error_of(data: Mapping[str, Any]) -> GatewayError:
+    """The error that `GatewayError.to_data` has told of, in another process; by its code, else an internal one."""
+    known: dict[str, type[GatewayError]] = {
+        **codes(),
+        CatalogNotFound.code: CatalogNotFound,
+        Conflict.code: Conflict,
+    }
+    kind = known.get(str(data.get("code")), InternalError)
+    return kind(
+        str(data.get("error", "")), details=data.get("details"), retry_after_ms=data.get("retryAfterMs")
+    )

@@ -16,6 +16,7 @@ from mcpgw.access.configured_scopes import access_faults
 from mcpgw.access.guest_names import room_of
 from mcpgw.access.issuers import Issuers
 from mcpgw.access.keys import described_key
+from mcpgw.access.lockout import network_of
 from mcpgw.access.logins import Granted, Visitor
 from mcpgw.access.oidc import PENDING_SECONDS, ProviderAnswer
 from mcpgw.access.oidc_pending import local_path
@@ -29,14 +30,14 @@ from mcpgw.access.permissions import (
 )
 from mcpgw.access.revocation import Judge
 from mcpgw.access.service import AccessService, running_access
-from mcpgw.access.tickets import Purpose
+from mcpgw.access.tickets import Purpose, worker_of_ticket
 from mcpgw.access.tokens import Principal, Tokens
 from mcpgw.access.workshops import described_guest, described_room, may_give
 from mcpgw.administration import Administration
 from mcpgw.aggregate import McpEntrance, Visit
 from mcpgw.approvals import Approvals
 from mcpgw.audit import Actor, Audit
-from mcpgw.bus import Bus, LocalBus
+from mcpgw.bus import Bus, LocalBus, SharedBus
 from mcpgw.bus.log_handler import BusLogHandler
 from mcpgw.call_record import CallRecords
 from mcpgw.catalogs import CatalogService
@@ -63,6 +64,8 @@ from mcpgw.tracing import Tracing
 from mcpgw.turns import Turns
 from mcpgw.wire.events import CHANNELS, EVENT_TYPES
 from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
+from mcpgw.workers.membership import Membership
+from mcpgw.workers.peers import Peers
 
 __all__ = [
     "PENDING_SECONDS",
@@ -132,6 +135,7 @@ class Services:
     catalogs: CatalogService
     administration: Administration
     access: AccessService
+    peers: Peers = field(default_factory=Peers)
     deadlines: Deadlines = field(default_factory=Deadlines)
     turns: Turns = field(default_factory=Turns)
     preparation: Preparation = field(default_factory=Preparation)
@@ -197,6 +201,22 @@ class Services:
         except AuthFailed as refused:
             return None, refused
 
+    def other_home(self, tokens: tuple[str, ...], ticket: str, remote: str) -> int | None:
+        """The other worker that a request belongs to, by whom its credentials prove; None where it is this one.
+
+        Whoever proves nothing belongs where the network is at home that they come from.
+        """
+        home = None
+        for token in tokens:
+            principal, _ = self.authenticate(token)
+            if principal is not None:
+                home = self.peers.home_of(principal.user)
+                break
+        else:
+            number = worker_of_ticket(ticket) if ticket else None
+            home = number if number in self.peers.present else self.peers.home_of(network_of(remote))
+        return None if home == self.peers.number else home
+
     def take_ticket(self, ticket: str, purpose: Purpose) -> tuple[Principal | None, AuthFailed | None]:
         """Who a ticket is for; and where it does not hold, why."""
         try:
@@ -247,6 +267,7 @@ class Services:
             self.metrics,
             self.audit,
             self.deadlines,
+            self.peers,
         )
         return parts, settings
 
@@ -351,8 +372,8 @@ async def _watched(configuration: Configuration, seen: Seen) -> AsyncIterator[No
 
 
 @asynccontextmanager
-async def running_services(loaded: Config) -> AsyncIterator[Services]:
-    """Build everything, start the backends, and end them when left.
+async def running_services(loaded: Config, peers: Peers | None = None) -> AsyncIterator[Services]:
+    """Build everything, start the backends, and end them when left; `peers` are the gateway's other processes.
 
     Raises:
         ConfigError: something of the configuration cannot be used on this machine.
@@ -365,14 +386,30 @@ async def running_services(loaded: Config) -> AsyncIterator[Services]:
     )
     try:
         stored = await _Stored.read(loaded, store)
-        async with _built(stored, tokens, store) as services:
+        async with _built(stored, tokens, store, peers or Peers()) as services:
             yield services
     finally:
         await store.close()
 
 
+async def _bus(config: Config, metrics: Metrics, peers: Peers) -> LocalBus:
+    """The log of events: this process's own, or the one that all workers have together."""
+    events = config.events
+    if not isinstance(peers, Membership):
+        return LocalBus(events.log_size, events.log_age, events.log_bytes, on_publish=metrics.event_published)
+    return SharedBus(
+        peers.log,
+        await peers.welcome,
+        is_first=peers.is_first,
+        max_events=events.log_size,
+        max_age=events.log_age,
+        max_bytes=events.log_bytes,
+        on_publish=metrics.event_published,
+    )
+
+
 @asynccontextmanager
-async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator[Services]:
+async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) -> AsyncIterator[Services]:
     config = stored.config
     sessions = SessionStore(config.sessions)
     metrics = Metrics(
@@ -380,12 +417,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
         frame_types=[*CLIENT_TYPES, *SERVER_TYPES, *EVENT_TYPES],
         channels=[*CHANNELS, "user", "room"],
     )
-    bus = LocalBus(
-        config.events.log_size,
-        config.events.log_age,
-        config.events.log_bytes,
-        on_publish=metrics.event_published,
-    )
+    bus = await _bus(config, metrics, peers)
     metrics.count_sessions(lambda: len(sessions))
     tracing = Tracing()
     catalogs = CatalogService(store, config.catalogs, bus.publish)
@@ -451,6 +483,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                     on_change=lambda judge: _review(judge, hub, sessions, mcp),
                     on_rooms=rooms.follow,
                     max_rooms=config.rooms.max_open,
+                    worker=0 if peers.is_alone else peers.number,
                 )
                 try:
                     async with (
@@ -474,6 +507,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
                             catalogs,
                             administration,
                             access,
+                            peers,
                         )
                 finally:
                     await mcp.close()

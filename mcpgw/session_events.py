@@ -155,13 +155,15 @@ class SessionEvents:
         payload = frames.dumps(frame.payload)
         if len(payload) > _LONGEST_PAYLOAD:
             raise TooLarge(f"a room takes payloads of at most {_LONGEST_PAYLOAD} characters")
-        position = self._bus.publish(
+        self._bus.publish(
             "room.message",
             {"user": principal.user, "clientId": self.client_id, "payload": frame.payload},
             channel=frame.channel,
             encoded={"payload": payload},
+            on_published=lambda position: self._say(
+                frames.Published(frame.channel, position.offset), frame.reply
+            ),
         )
-        self._say(frames.Published(frame.channel, position.offset), frame.reply)
 
     def belong_to(self, principal: Principal) -> None:
         """Go on with another token of the same user, which may grant less than the one that subscribed."""

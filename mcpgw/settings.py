@@ -78,6 +78,15 @@ class ServerSettings:
         maximum=65535,
         flag="--port",
     )
+    workers: int = _setting(
+        1,
+        "Processes that serve clients together; each user is at home in one of them. As many as there are "
+        "processors make use of all.",
+        unit="processes",
+        minimum=1,
+        maximum=64,
+        flag="--workers",
+    )
     allowed_origins: tuple[str, ...] = _setting(
         (),
         'Origins of browser pages that may connect besides the gateway\'s own, as "https://example.org"; '

@@ -45,6 +45,7 @@ class AccessService:
     `first_link` is the secret of the link for the first admin, as long as nobody has ever come in.
     `on_change` is called with `Authority.review` whenever somebody may now do more or less than before, and
     `on_rooms` before it with the rooms that are open to guests, of which there may be `max_rooms`.
+    `worker` is the number of this process where there are several.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class AccessService:
         on_change: Callable[[Callable[[Principal], Principal]], None],
         on_rooms: Callable[[Mapping[str, OpenRoom]], None],
         max_rooms: int,
+        worker: int = 0,
     ) -> None:
         self._store = store
         self._tokens = tokens
@@ -96,7 +98,7 @@ class AccessService:
             roles=roles,
             key=tokens.derived_key("openid login"),
         )
-        self.tickets = Tickets(settings.ticket_time)
+        self.tickets = Tickets(settings.ticket_time, worker=worker)
         self.keys = Keys(store)
         self.workshops = Workshops(store, tokens, roles, most=max_rooms)
         self.joining = Joining(store, tokens, authority=self.authority, audit=audit)

@@ -22,6 +22,7 @@ TICKET_PREFIX: Final = "mcpgw-ticket-"
 
 _MOST = 10_000
 _MOST_OF_A_USER = 100
+_LONGEST_NUMBER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,15 @@ class _Ticket:
 class Tickets:
     """The tickets that were given out and not used yet, in memory; `seconds` is how long one is good.
 
+    `worker` is the number of the process that has them, which each of them names; 0 where there is but one.
     `clock` is monotonic, in seconds.
     """
 
-    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float, *, worker: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._seconds = seconds
+        self._prefix = f"{TICKET_PREFIX}{worker}." if worker else TICKET_PREFIX
         self._clock = clock
         self._given: OrderedDict[str, _Ticket] = OrderedDict()
         self._by_user: Counter[str] = Counter()
@@ -57,7 +62,7 @@ class Tickets:
         self._sweep()
         if len(self._given) >= _MOST or self._by_user[principal.user] >= _MOST_OF_A_USER:
             raise QueueFull("too many tickets were not used yet", retry_after_ms=round(self._seconds * 1000))
-        secret = TICKET_PREFIX + secrets.token_urlsafe(32)
+        secret = self._prefix + secrets.token_urlsafe(32)
         self._given[digest(secret)] = _Ticket(principal, purpose, self._clock() + self._seconds)
         self._by_user[principal.user] += 1
         return secret
@@ -92,3 +97,10 @@ class Tickets:
         self._by_user[user] -= 1
         if not self._by_user[user]:
             del self._by_user[user]
+
+
+def worker_of_ticket(secret: str) -> int | None:
+    """The number of the worker that a ticket says it is from; None where it names none."""
+    number, dot, _ = secret.removeprefix(TICKET_PREFIX).partition(".")
+    is_number = dot and number.isascii() and number.isdecimal() and len(number) <= _LONGEST_NUMBER
+    return int(number) if is_number else None

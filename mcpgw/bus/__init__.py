@@ -2,5 +2,6 @@
 
 from mcpgw.bus.bus import Audience, Bus, Replay
 from mcpgw.bus.local import LocalBus
+from mcpgw.bus.shared import SharedBus
 
-__all__ = ["Audience", "Bus", "LocalBus", "Replay"]
+__all__ = ["Audience", "Bus", "LocalBus", "Replay", "SharedBus"]

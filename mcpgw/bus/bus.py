@@ -69,13 +69,15 @@ class Bus(ABC):
         masked: Mapping[str, Any] | None = None,
         encoded: Mapping[str, str] | None = None,
         size: int | None = None,
-    ) -> Position:
-        """Add an event, and answer where it stands. See `Event` for what is given.
+        on_published: Callable[[Position], None] | None = None,
+    ) -> Position | None:
+        """Add an event, and answer where it stands; None where that is known later.
 
-        Those of ``user:`` and ``room:`` need their `channel`. The position is that of this event, also where
-        a listener has published others since. The data must not be changed any more: its text is made when
-        somebody reads it. Where `data` holds what JSON has not (a backend's words may), `masked` takes its
-        place for everybody. With a `size`, both are known to be JSON, of about so many bytes together.
+        See `Event` for what is given. Those of ``user:`` and ``room:`` need their `channel`. `on_published` is
+        told the position in either case; it is that of this event, also where a listener has published others
+        since. The data must not be changed any more: its text is made when somebody reads it. Where `data`
+        holds what JSON has not (a backend's words may), `masked` takes its place for everybody. With a `size`,
+        both are known to be JSON, of about so many bytes together.
 
         Raises:
             ValueError: there is no `masked`, or it is no JSON either, or the channel is none of the type's.

@@ -5,7 +5,7 @@ words in a room costs older words of rooms, and nothing else.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
@@ -73,6 +73,9 @@ class _ChannelLog:
         self.forgotten = entry.offset
         return entry
 
+    def newest_first(self) -> Iterator[_Entry]:
+        return (self._entries[index] for index in range(len(self._entries) - 1, self._first - 1, -1))
+
     def behind(self, offset: int, limit: int | None) -> Iterator[Event]:
         first = bisect_right(self._entries, offset, lo=self._first, key=_OFFSET)
         last = None if limit is None else first + limit
@@ -127,6 +130,15 @@ class _Kind:
     def forgotten(self, name: str) -> int:
         log = self.logs.get(name)
         return self._quiet.get(name, self._floor) if log is None else log.forgotten
+
+    def newest_forgotten(self) -> int:
+        """The offset of the newest event of any channel of the kind that is forgotten."""
+        here = (log.forgotten for log in self.logs.values())
+        return max(self._floor, *self._quiet.values(), *here, 0)
+
+    def forget_until(self, offset: int) -> None:
+        """Take what came up to `offset` for forgotten; nothing was appended yet."""
+        self._floor = max(self._floor, offset)
 
     def _sort(self, log: _ChannelLog) -> None:
         size_class = log.bytes.bit_length()
@@ -199,6 +211,22 @@ class EventLog:
         if len(logs) == 1:
             return list(logs[0])
         return list(islice(merge(*logs, key=_POSITION), limit))
+
+    def newest_forgotten(self) -> dict[str, int]:
+        """Of each kind of channel, the offset of the newest event that is forgotten."""
+        return {name: kind.newest_forgotten() for name, kind in self._kinds.items()}
+
+    def forget_until(self, offsets: Mapping[str, int]) -> None:
+        """Take what came up to these offsets, by kinds of channels, for forgotten; nothing is here yet."""
+        for name, offset in offsets.items():
+            if name in self._kinds:
+                self._kinds[name].forget_until(offset)
+
+    def newest_first(self) -> Iterator[tuple[Event, int]]:
+        """Every event, the newest first, with the size that it was appended with."""
+        logs = (log.newest_first() for kind in self._kinds.values() for log in kind.logs.values())
+        for entry in merge(*logs, key=_OFFSET, reverse=True):
+            yield entry.event, entry.size - EVENT_BYTES
 
     def _forget_old(self, kind: _Kind, log: _ChannelLog, now: float) -> None:
         oldest = now - self._max_age

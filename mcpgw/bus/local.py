@@ -16,6 +16,9 @@ MAXIMUM_BYTES: Final = 64 * 1024 * 1024
 """Most bytes of all events in the log, where nothing else is said."""
 
 
+_NOWHERE: Final = Position("", 0)
+
+
 class LocalBus(Bus):
     """See `Bus`. Holds the newest `max_events` of each kind of channel, none older than `max_age` seconds.
 
@@ -58,7 +61,8 @@ class LocalBus(Bus):
         masked: Mapping[str, Any] | None = None,
         encoded: Mapping[str, str] | None = None,
         size: int | None = None,
-    ) -> Position:
+        on_published: Callable[[Position], None] | None = None,
+    ) -> Position | None:
         """See `Bus.publish`."""
         event_type = EVENT_TYPES[type_name]
         name, own = channel or event_type.channel, event_type.channel
@@ -73,30 +77,43 @@ class LocalBus(Bus):
                     raise
                 data, encoded, data_size = masked, None, size
             size += data_size
+        event = Event(event_type, name, data, now_ms(), _NOWHERE, owner, masked, encoded)
+        return self._append(event, size, on_published)
+
+    def _append(
+        self,
+        event: Event,
+        size: int,
+        on_published: Callable[[Position], None] | None,
+        *,
+        is_own: bool = True,
+    ) -> Position | None:
+        """Put an event at the end of the log, and give it to those who listen."""
         self._offset += 1
-        position = Position(self._epoch, self._offset)
-        event = Event(event_type, name, data, now_ms(), position, owner, masked, encoded)
+        event.position = position = Position(self._epoch, self._offset)
         self._log.append(event, size, self._clock())
-        if event_type.key:
+        if event.type.key:
             latest = self._latest.setdefault(event.channel, {})
             latest.pop(event.key, None)  # the order of the keys is the order of their newest events
             latest[event.key] = event
-        if self._on_publish is not None:
-            self._on_publish(name)
-        if not self._delivering and not self._listeners.has_any(name):
-            return position
-        self._undelivered.append(event)
-        if self._delivering:
-            return (
-                position  # a listener has published: its event comes after the one that all are being given
-            )
+        if self._on_publish is not None and is_own:
+            self._on_publish(event.channel)
+        if self._delivering or self._listeners.has_any(event.channel):
+            self._undelivered.append(event)
+            # A listener that publishes does so while all are being given another: its event comes after that.
+            if not self._delivering:
+                self._deliver()
+        if on_published is not None:
+            on_published(position)
+        return position
+
+    def _deliver(self) -> None:
         self._delivering = True
         try:
             while self._undelivered:
                 self._listeners.deliver(self._undelivered.popleft())
         finally:
             self._delivering = False
-        return position
 
     def listen(
         self, channel: str, listener: Callable[[Any], None], audience: Audience | None = None

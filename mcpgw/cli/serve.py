@@ -4,7 +4,7 @@ import asyncio
 import math
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -29,11 +29,13 @@ def serve(config: "Config") -> None:
 
     Every setting of the configuration file is a flag here, and a flag is stronger than the file.
     """
-    from mcpgw import app  # noqa: PLC0415 - after --help
-    from mcpgw.logs import configure_logging  # noqa: PLC0415
+    from mcpgw.logs import configure_logging  # noqa: PLC0415 - after --help
+    from mcpgw.workers.place import take_place  # noqa: PLC0415
 
-    for note in config.notes:
-        tell(f"note: {note}")
+    place = take_place()
+    if place is None:
+        for note in config.notes:
+            tell(f"note: {note}")
     log = config.log
     with (
         faults_reported(),
@@ -42,7 +44,31 @@ def serve(config: "Config") -> None:
         ),
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        runner.run(app.serve(config, _say_ready, _say_stopping))
+        if place is None and config.server.workers > 1:
+            runner.run(_supervise(config))
+        else:
+            from mcpgw import app  # noqa: PLC0415 - a supervisor does without it
+
+            runner.run(app.serve(config, _say_ready, _say_stopping, place))
+
+
+async def _supervise(config: "Config") -> None:
+    """Run the workers of a gateway that has several."""
+    from mcpgw.listening import bound_sockets, noted_in_folder, url_of  # noqa: PLC0415 - after --help
+    from mcpgw.workers.supervisor import Supervisor, SupervisorError, worker_command  # noqa: PLC0415
+
+    with ExitStack() as stack, bound_sockets(config) as sockets:
+        url = url_of(sockets, config)
+        supervisor = Supervisor(
+            worker_command(),
+            config.server.workers,
+            sockets,
+            drain_timeout=config.server.drain_timeout,
+        )
+        try:
+            await supervisor.run(lambda: stack.enter_context(noted_in_folder(url, config)))
+        except SupervisorError as error:
+            raise SystemExit(error.code) from None
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -355,6 +355,12 @@ def _data_text(data: Mapping[str, Any], encoded: Mapping[str, str] | None) -> st
     return f"{{{','.join(parts)}}}"
 
 
+def event_texts(event: Event) -> tuple[str, str | None]:
+    """The JSON of an event's data, and of what others see in its place, where there is that."""
+    masked = None if event.masked is None else strict_json.dumps(event.masked)
+    return _data_text(event.data, event.encoded), masked
+
+
 def checked_data(
     data: Mapping[str, Any], encoded: Mapping[str, str] | None = None
 ) -> tuple[Mapping[str, str] | None, int]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mcpgw.access.callers import Caller
@@ -145,6 +145,10 @@ class Recorder:
     def identify(self, user: str) -> str | None:
         """Nobody is one too many."""
         return None
+
+    def leave(self, home: int, values: Sequence[object]) -> None:
+        """Nobody is at home elsewhere."""
+        raise AssertionError(f"handed over to {home}: {values}")
 
     def come_first(self) -> None:
         """Nobody else waits."""

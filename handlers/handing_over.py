@@ -1,0 +1,187 @@
+"""Connections on their way to the worker where their user is at home.
+
+A request is looked at when its headers are there. Where its user is at home elsewhere, the connection itself
+goes there with all that was received of it: the kernel passes the open socket on, and nothing is relayed. An
+encrypted one cannot go, since its keys stay here; what goes in its place is one end of a pair of sockets, and
+this worker goes on to encrypt what passes through the other.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from mcpgw.workers.handed_over import ENCODE, HandedOver
+
+from .passing_on import PassedOn, PassingOn
+from .request_tokens import ticket_of, tokens_of
+
+HandOver = Callable[[int, bytes, int], None]
+"""Gives the worker of that number what `HandedOver` says, and an open socket that it gets a copy of."""
+HomeOf = Callable[[tuple[str, ...], str, str], int | None]
+"""Answers which other worker a request belongs to by its tokens, its ticket and its client's address; None
+where it belongs here.
+"""
+
+_CHUNK = 65536
+_END_OF_HEAD = b"\r\n\r\n"
+
+
+class AdoptedStream(IOStream):
+    """A connection that another worker has handed over; what that one had received of it is read first.
+
+    Where the request was answered there already, the head of the answer is made again here, and thrown away.
+    """
+
+    def __init__(self, sock: socket.socket, told: HandedOver, *, max_buffer_size: int) -> None:
+        super().__init__(sock, max_buffer_size=max_buffer_size)
+        self._received = told.received
+        self._head_to_skip = bytearray() if told.client_id else None
+        self.client_id = told.client_id
+        self.remote = told.remote
+        self.scheme = told.scheme
+        self.is_judged = False
+        """Whether its first request was taken here: it is not sent on, whatever is known of its user here."""
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """See `BaseIOStream.read_from_fd`."""
+        if not self._received:
+            return super().read_from_fd(buf)
+        size = min(len(buf), len(self._received))
+        buf[:size] = self._received[:size]
+        self._received = self._received[size:]
+        return size
+
+    def write_to_fd(self, data: memoryview) -> int:
+        """See `BaseIOStream.write_to_fd`."""
+        if self._head_to_skip is None:
+            return super().write_to_fd(data)
+        size = len(data)
+        self._head_to_skip += data
+        data.release()
+        end = self._head_to_skip.find(_END_OF_HEAD)
+        if end < 0:
+            return size
+        behind = len(self._head_to_skip) - end - len(_END_OF_HEAD)
+        self._head_to_skip = None
+        return size - behind
+
+
+class HomedRequests(PassingOn):
+    """Hands requests on to `application` that belong here, and connections to other workers that do not.
+
+    `home_of` says where a request belongs, `hand_over` gives a connection away.
+    """
+
+    def __init__(
+        self, application: HTTPServerConnectionDelegate, home_of: HomeOf, hand_over: HandOver
+    ) -> None:
+        super().__init__(application)
+        self._home_of = home_of
+        self._hand_over = hand_over
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """One request begins; see `HTTPServerConnectionDelegate.start_request`."""
+        inner = self._application.start_request(server_conn, request_conn)
+        stream = cast("Any", request_conn).stream
+        if isinstance(stream, AdoptedStream) and not stream.is_judged:
+            stream.is_judged = True
+            return inner
+        return _HomedRequest(inner, request_conn, self._home_of, self._hand_over)
+
+
+class _HomedRequest(PassedOn):
+    def __init__(
+        self, inner: HTTPMessageDelegate, connection: HTTPConnection, home_of: HomeOf, hand_over: HandOver
+    ) -> None:
+        super().__init__(inner)
+        self._connection = cast("Any", connection)
+        self._home_of = home_of
+        self._hand_over = hand_over
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        assert isinstance(start_line, RequestStartLine), "a server receives requests"  # noqa: S101
+        context = self._connection.context
+        home = self._home_of(tuple(tokens_of(headers)), ticket_of(start_line.path), context.remote_ip)
+        if home is None:
+            return self._inner.headers_received(start_line, headers)
+        peer = context.address[0] if context.address else context.remote_ip
+        stream = self._connection.detach()
+        remote = stream.remote if isinstance(stream, AdoptedStream) else peer
+        told = HandedOver(head_of(start_line, headers) + unread(stream), remote, scheme_of(stream))
+        give_away(stream, home, told, self._hand_over)
+        return None
+
+
+def head_of(start_line: RequestStartLine, headers: HTTPHeaders) -> bytes:
+    """The head of a request as it goes over the wire (RFC 9112 section 2.1)."""
+    lines = [f"{start_line.method} {start_line.path} {start_line.version}"]
+    lines += [f"{name}: {value}" for name, value in headers.get_all()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def unread(stream: IOStream) -> bytes:
+    """What a stream has received and nobody has read; nobody may read it any more."""
+    if stream.reading():
+        return b""  # who waits for bytes has taken all that were there
+    pieces: list[bytes] = []
+    with suppress(StreamClosedError):
+        while True:
+            reading = cast("asyncio.Future[bytes]", stream.read_bytes(_CHUNK, partial=True))
+            if not reading.done():
+                # Closed before anything else happens: no byte is taken for it.
+                reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                break
+            pieces.append(reading.result())
+    return b"".join(pieces)
+
+
+def scheme_of(stream: IOStream) -> str:
+    """``https`` where what goes over the stream is encrypted, here or by whoever has handed it over."""
+    if isinstance(stream, AdoptedStream):
+        return stream.scheme
+    return "https" if isinstance(stream, SSLIOStream) else "http"
+
+
+def give_away(stream: IOStream, home: int, told: HandedOver, hand_over: HandOver) -> None:
+    """Give a connection to another worker; here it is closed, or encrypted on behalf of that one."""
+    if stream.closed():
+        return
+    body = ENCODE(told)
+    if not isinstance(stream, SSLIOStream):
+        hand_over(home, body, stream.socket.fileno())
+        stream.close()
+        return
+    own, its = socket.socketpair()
+    with its:
+        hand_over(home, body, its.fileno())
+    plain = IOStream(own)
+    for source, target in ((stream, plain), (plain, stream)):
+        task = asyncio.create_task(_pass_on(source, target), name="encryption")
+        _PASSING_ON.add(task)
+        task.add_done_callback(_PASSING_ON.discard)
+
+
+_PASSING_ON: set[asyncio.Task[None]] = set()
+
+
+async def _pass_on(source: IOStream, target: IOStream) -> None:
+    """Write what is read, no faster than it is taken, until one side ends; then the other does."""
+    with suppress(StreamClosedError):
+        while True:
+            await target.write(await source.read_bytes(_CHUNK, partial=True))
+    target.close()
+    source.close()

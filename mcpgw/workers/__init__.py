@@ -1,0 +1,1 @@
+"""Several processes that are one gateway: `docs/workers.md` says how they share what they share."""

@@ -1,0 +1,145 @@
+"""A worker's side of the link: what comes from the supervisor, and to whom it goes."""
+
+import asyncio
+import logging
+import os
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from mcpgw.logs import log_event
+from mcpgw.workers.link import Kind, Link
+from mcpgw.workers.peers import Peers
+from mcpgw.workers.place import Place
+
+_LOGGER = logging.getLogger("mcpgw.workers")
+_PUBLISHED: Final = struct.Struct("!QI")
+"""The offset of the first of some events, and how many they are."""
+
+OnHandedOver = Callable[[bytes, int], None]
+"""Takes what is said of a client's connection, and its descriptor, which is then the taker's to close."""
+
+
+class Welcome(msgspec.Struct, array_like=True):
+    """What a worker is told first: which run of the log this is, where it stands, and who is there.
+
+    With `has_past` another worker tells what the log holds; else it is taken to hold nothing.
+    """
+
+    epoch: str
+    offset: int
+    present: list[int]
+    has_past: bool
+
+
+class LogLink:
+    """What a shared log of events needs of the link; see `mcpgw.bus.shared`."""
+
+    def __init__(self, membership: "Membership") -> None:
+        self._membership = membership
+        self.on_events: Callable[[int, int, int, bytes], None] = _ignore
+        self.on_snapshot_wanted: Callable[[], bytes] = bytes
+        self.on_snapshot: Callable[[bytes], None] = _ignore
+
+    def send(self, count: int, body: bytes) -> None:
+        """Have so many events told to all, this worker too, in one order."""
+        self._membership.send(Kind.PUBLISH, 0, _PUBLISHED.pack(0, count) + body)
+
+
+def _ignore(*_: Any) -> None:
+    """Nobody listens yet."""
+
+
+class Membership(Peers):
+    """This worker among the others, by its link to the supervisor.
+
+    `on_end` is called where the gateway is to end: with true where it is not to wait for anybody.
+    """
+
+    def __init__(self, place: Place, on_end: Callable[[bool], None]) -> None:
+        super().__init__(place.number, place.count)
+        self._on_end = on_end
+        self._link = Link(place.link_socket(), self._take, self._lost)
+        self._is_over = False
+        self._handed_over: list[tuple[bytes, int]] = []
+        self._on_handed_over: OnHandedOver | None = None
+        self.welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self.go = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.log = LogLink(self)
+
+    def send(self, kind: Kind, to: int = 0, body: bytes = b"", descriptor: int | None = None) -> None:
+        """Send a message; see `Link.send`."""
+        self._link.send(kind, to, body, descriptor)
+
+    def send_note(self, to: int, body: bytes) -> None:
+        """See `Peers.send_note`."""
+        self.send(Kind.NOTE, to, body)
+
+    def hand_over(self, to: int, body: bytes, descriptor: int) -> None:
+        """Give a client's connection to another worker; the `descriptor` stays the caller's to close."""
+        self.send(Kind.HAND_OVER, to, body, descriptor)
+
+    def take_connections(self, taker: OnHandedOver) -> None:
+        """Have `taker` given the connections that others hand over, those that came before too."""
+        self._on_handed_over = taker
+        waiting, self._handed_over = self._handed_over, []
+        for body, descriptor in waiting:
+            taker(body, descriptor)
+
+    def ready(self) -> None:
+        """Everything is built."""
+        self.send(Kind.READY)
+
+    def servers_started(self) -> None:
+        """Clients can connect, and the first start of every server is over."""
+        self.send(Kind.SETTLED)
+
+    def close(self) -> None:
+        """Leave the others."""
+        self._is_over = True
+        self._link.close()
+        for _, descriptor in self._handed_over:
+            os.close(descriptor)
+        self._handed_over.clear()
+
+    def _lost(self) -> None:
+        """The supervisor is gone, and with it all that the others say: nothing can go on as it was."""
+        if not self._is_over:
+            log_event(_LOGGER, logging.ERROR, "supervisor gone")
+            self._on_end(False)
+
+    def _take(self, kind: Kind, worker: int, body: bytes, descriptor: int | None) -> None:
+        match kind:
+            case Kind.NOTE:
+                self.take_note(worker, body)
+            case Kind.PUBLISH:
+                first, count = _PUBLISHED.unpack_from(body)
+                self.log.on_events(worker, first, count, body[_PUBLISHED.size :])
+            case Kind.HAND_OVER if descriptor is not None:
+                if self._on_handed_over is None:
+                    self._handed_over.append((body, descriptor))
+                else:
+                    self._on_handed_over(body, descriptor)
+            case Kind.CAME:
+                self.has_come(worker)
+            case Kind.GONE:
+                self.has_gone(worker)
+            case Kind.SNAPSHOT_WANTED:
+                self.send(Kind.SNAPSHOT, worker, self.log.on_snapshot_wanted())
+            case Kind.SNAPSHOT:
+                self.log.on_snapshot(body)
+            case Kind.WELCOME:
+                welcome = msgspec.msgpack.decode(body, type=Welcome)
+                self.present.update(welcome.present)
+                self.welcome.set_result(welcome)
+            case Kind.GO:
+                self.go.set()
+            case Kind.SETTLED:
+                self.settled.set()
+            case Kind.END:
+                self._on_end(bool(body))
+            case _:
+                log_event(_LOGGER, logging.ERROR, "message unknown", kind=int(kind))

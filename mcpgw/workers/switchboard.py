@@ -1,0 +1,189 @@
+"""The supervisor's side of all links: what one worker says goes on to another, or to all in one order."""
+
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from mcpgw.logs import log_event
+from mcpgw.workers.link import Kind, Link
+from mcpgw.workers.membership import Welcome
+
+_LOGGER = logging.getLogger("mcpgw.workers")
+_COUNT: Final = struct.Struct("!QI")
+_MOST_HELD: Final = 1000
+_UNAVAILABLE: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
+
+class Switchboard:
+    """Passes messages between workers, and numbers events, so that all hold them in the same order.
+
+    What is for a worker that is starting again waits for it: connections up to a bound, notes not at all.
+    `on_change` is called when a worker has built everything, or has started its servers; `on_lost` with one
+    whose link has broken.
+    """
+
+    def __init__(self, count: int, on_change: Callable[[int], None], on_lost: Callable[[int], None]) -> None:
+        self._count = count
+        self._on_change = on_change
+        self._on_lost = on_lost
+        self._links: dict[int, Link] = {}
+        # Those that hear all events; a worker is here from its welcome on.
+        self._hearing: set[int] = set()
+        self._ready: set[int] = set()
+        self._settled: set[int] = set()
+        self._epoch = secrets.token_hex(8)
+        self._offset = 0
+        self._wanting: dict[int, int] = {}
+        self._held: dict[int, list[tuple[bytes, int]]] = {}
+
+    @property
+    def ready(self) -> frozenset[int]:
+        """The workers that have built everything."""
+        return frozenset(self._ready)
+
+    @property
+    def settled(self) -> frozenset[int]:
+        """The workers whose servers have had their first start."""
+        return frozenset(self._settled)
+
+    def connect(self, number: int, sock: socket.socket) -> None:
+        """A worker was started; welcome it, and tell the others."""
+
+        def take(kind: Kind, to: int, body: bytes, descriptor: int | None) -> None:
+            self._take(number, kind, to, body, descriptor)
+
+        self._links[number] = Link(sock, take, lambda: self._on_lost(number))
+        source = min(self._ready - {number}, default=0)
+        if not source and self._offset:
+            # Nobody is left who knows what has happened: a new run of the log begins.
+            self._epoch, self._offset = secrets.token_hex(8), 0
+        welcome = Welcome(self._epoch, self._offset, sorted(self._ready), bool(source))
+        self._send(number, Kind.WELCOME, 0, msgspec.msgpack.encode(welcome))
+        self._hearing.add(number)
+        if source:
+            self._wanting[number] = source
+            self._send(source, Kind.SNAPSHOT_WANTED, number)
+
+    def disconnect(self, number: int) -> None:
+        """A worker has ended; tell the others, and let nobody wait for it."""
+        link = self._links.pop(number, None)
+        if link is None:
+            return
+        link.close()
+        self._hearing.discard(number)
+        self._wanting.pop(number, None)
+        was_ready = number in self._ready
+        self._ready.discard(number)
+        self._settled.discard(number)
+        for newcomer, source in list(self._wanting.items()):
+            if source == number:
+                self._want_again(newcomer)
+        if was_ready:
+            for other in self._links:
+                self._send(other, Kind.GONE, number)
+
+    def send_all(self, kind: Kind, body: bytes = b"") -> None:
+        """Send the same to every worker."""
+        for number in self._links:
+            self._send(number, kind, 0, body)
+
+    def send(self, number: int, kind: Kind) -> None:
+        """Send one worker something."""
+        self._send(number, kind)
+
+    def close(self) -> None:
+        """End every link."""
+        for number in list(self._links):
+            self._links.pop(number).close()
+        for held in self._held.values():
+            for _, descriptor in held:
+                _refuse(descriptor)
+        self._held.clear()
+
+    # --- what workers say ----------------------------------------------------------------------------------
+
+    def _take(self, number: int, kind: Kind, to: int, body: bytes, descriptor: int | None) -> None:
+        match kind:
+            case Kind.PUBLISH:
+                self._publish(number, body)
+            case Kind.NOTE:
+                for other in [to] if to else [one for one in self._ready if one != number]:
+                    self._send(other, Kind.NOTE, number, body)
+            case Kind.HAND_OVER if descriptor is not None:
+                self._hand_over(to, body, descriptor)
+            case Kind.SNAPSHOT:
+                if self._wanting.get(to) == number:
+                    del self._wanting[to]
+                    self._send(to, Kind.SNAPSHOT, number, body)
+            case Kind.READY:
+                self._become_ready(number)
+            case Kind.SETTLED:
+                self._settled.add(number)
+                self._on_change(number)
+            case _:
+                log_event(_LOGGER, logging.ERROR, "message unknown", kind=int(kind), worker=number)
+
+    def _publish(self, number: int, body: bytes) -> None:
+        _, count = _COUNT.unpack_from(body)
+        place = _COUNT.pack(self._offset + 1, count)
+        self._offset += count
+        told = place + body[_COUNT.size :]
+        for other in self._hearing:
+            # Whoever published them has them already, and needs only to know where they stand.
+            self._send(other, Kind.PUBLISH, number, place if other == number else told)
+
+    def _become_ready(self, number: int) -> None:
+        self._ready.add(number)
+        for other in self._ready:
+            if other != number:
+                self._send(other, Kind.CAME, number)
+                self._send(number, Kind.CAME, other)
+        for body, descriptor in self._held.pop(number, ()):
+            self._send(number, Kind.HAND_OVER, 0, body, descriptor)
+            os.close(descriptor)
+        self._on_change(number)
+
+    def _hand_over(self, to: int, body: bytes, descriptor: int) -> None:
+        if to in self._ready:
+            self._send(to, Kind.HAND_OVER, 0, body, descriptor)
+            os.close(descriptor)
+            return
+        held = self._held.setdefault(to, [])
+        if len(held) < _MOST_HELD and 0 < to <= self._count:
+            held.append((body, descriptor))
+        else:
+            _refuse(descriptor)
+
+    def _want_again(self, newcomer: int) -> None:
+        source = min(self._ready - {newcomer}, default=0)
+        if source:
+            self._wanting[newcomer] = source
+            self._send(source, Kind.SNAPSHOT_WANTED, newcomer)
+        else:
+            del self._wanting[newcomer]
+            self._send(newcomer, Kind.SNAPSHOT)
+
+    def _send(
+        self, number: int, kind: Kind, worker: int = 0, body: bytes = b"", descriptor: int | None = None
+    ) -> None:
+        link = self._links.get(number)
+        if link is not None:
+            link.send(kind, worker, body, descriptor)
+
+
+def _refuse(descriptor: int) -> None:
+    """Tell a client to come back, as far as its connection takes a word at once, and close it."""
+    with socket.socket(fileno=descriptor) as connection:
+        connection.setblocking(False)
+        try:
+            connection.send(_UNAVAILABLE)
+        except OSError:
+            return  # it is gone, or takes nothing
