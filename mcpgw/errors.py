@@ -331,7 +331,7 @@ def codes() -> Mapping[str, type[GatewayError]]:
 
 
 def error_of(data: Mapping[str, Any]) -> GatewayError:
-    """The error that `GatewayError.to_data` has told of, in another process; by its code, else an internal one."""
+    """The error that `GatewayError.to_data` has told of in another process, by its code."""
     known: dict[str, type[GatewayError]] = {
         **codes(),
         CatalogNotFound.code: CatalogNotFound,

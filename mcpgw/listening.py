@@ -1,4 +1,4 @@
-"""Where the gateway listens: sockets that are bound before anything is started, and the note that tells of them."""
+"""Where the gateway listens: sockets, bound before anything is started, and the note that tells of them."""
 
 import socket
 from collections.abc import Iterator, Sequence

@@ -202,7 +202,7 @@ class Services:
             return None, refused
 
     def other_home(self, tokens: tuple[str, ...], ticket: str, remote: str) -> int | None:
-        """The other worker that a request belongs to, by whom its credentials prove; None where it is this one.
+        """The other worker that a request belongs to, by whom it proves; None where it is this one.
 
         Whoever proves nothing belongs where the network is at home that they come from.
         """
@@ -373,7 +373,7 @@ async def _watched(configuration: Configuration, seen: Seen) -> AsyncIterator[No
 
 @asynccontextmanager
 async def running_services(loaded: Config, peers: Peers | None = None) -> AsyncIterator[Services]:
-    """Build everything, start the backends, and end them when left; `peers` are the gateway's other processes.
+    """Build everything, start the backends, and end them when left; `peers` are the other processes.
 
     Raises:
         ConfigError: something of the configuration cannot be used on this machine.

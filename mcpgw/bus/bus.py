@@ -73,11 +73,11 @@ class Bus(ABC):
     ) -> Position | None:
         """Add an event, and answer where it stands; None where that is known later.
 
-        See `Event` for what is given. Those of ``user:`` and ``room:`` need their `channel`. `on_published` is
-        told the position in either case; it is that of this event, also where a listener has published others
-        since. The data must not be changed any more: its text is made when somebody reads it. Where `data`
-        holds what JSON has not (a backend's words may), `masked` takes its place for everybody. With a `size`,
-        both are known to be JSON, of about so many bytes together.
+        See `Event` for what is given. Those of ``user:`` and ``room:`` need their `channel`. `on_published`
+        is told the position in either case; it is that of this event, also where a listener has published
+        others since. The data must not be changed any more: its text is made when somebody reads it. Where
+        `data` holds what JSON has not (a backend's words may), `masked` takes its place for everybody. With
+        a `size`, both are known to be JSON, of about so many bytes together.
 
         Raises:
             ValueError: there is no `masked`, or it is no JSON either, or the channel is none of the type's.

@@ -1,8 +1,8 @@
-"""What the supervisor and a worker say to each other: messages in order, each with an open file where it has one.
+"""What the supervisor and a worker say to each other: messages in order, with an open file where one has it.
 
-One Unix stream socket leads from the supervisor to each worker. A message is a head (length of the body, kind,
-number of a worker, how many descriptors come with it) and a body whose meaning is its kind's. Descriptors
-travel beside the bytes (SCM_RIGHTS) in the order of the messages that they belong to.
+One Unix stream socket leads from the supervisor to each worker. A message is a head (length of the body,
+kind, number of a worker, how many descriptors come with it) and a body whose meaning is its kind's.
+Descriptors go beside the bytes (SCM_RIGHTS) in the order of the messages that they belong to.
 """
 
 import asyncio

@@ -61,7 +61,6 @@ class Membership(Peers):
     def __init__(self, place: Place, on_end: Callable[[bool], None]) -> None:
         super().__init__(place.number, place.count)
         self._on_end = on_end
-        self._link = Link(place.link_socket(), self._take, self._lost)
         self._is_over = False
         self._handed_over: list[tuple[bytes, int]] = []
         self._on_handed_over: OnHandedOver | None = None
@@ -69,6 +68,19 @@ class Membership(Peers):
         self.go = asyncio.Event()
         self.settled = asyncio.Event()
         self.log = LogLink(self)
+        self._takers: dict[Kind, Callable[[int, bytes], None]] = {
+            Kind.NOTE: self.take_note,
+            Kind.PUBLISH: self._take_events,
+            Kind.WELCOME: self._take_welcome,
+            Kind.CAME: lambda worker, _: self.has_come(worker),
+            Kind.GONE: lambda worker, _: self.has_gone(worker),
+            Kind.SNAPSHOT_WANTED: self._tell_past,
+            Kind.SNAPSHOT: lambda _, past: self.log.on_snapshot(past),
+            Kind.GO: lambda *_: self.go.set(),
+            Kind.SETTLED: lambda *_: self.settled.set(),
+            Kind.END: lambda _, at_once: self._on_end(bool(at_once)),
+        }
+        self._link = Link(place.link_socket(), self._take, self._lost)
 
     def send(self, kind: Kind, to: int = 0, body: bytes = b"", descriptor: int | None = None) -> None:
         """Send a message; see `Link.send`."""
@@ -112,34 +124,27 @@ class Membership(Peers):
             self._on_end(False)
 
     def _take(self, kind: Kind, worker: int, body: bytes, descriptor: int | None) -> None:
-        match kind:
-            case Kind.NOTE:
-                self.take_note(worker, body)
-            case Kind.PUBLISH:
-                first, count = _PUBLISHED.unpack_from(body)
-                self.log.on_events(worker, first, count, body[_PUBLISHED.size :])
-            case Kind.HAND_OVER if descriptor is not None:
-                if self._on_handed_over is None:
-                    self._handed_over.append((body, descriptor))
-                else:
-                    self._on_handed_over(body, descriptor)
-            case Kind.CAME:
-                self.has_come(worker)
-            case Kind.GONE:
-                self.has_gone(worker)
-            case Kind.SNAPSHOT_WANTED:
-                self.send(Kind.SNAPSHOT, worker, self.log.on_snapshot_wanted())
-            case Kind.SNAPSHOT:
-                self.log.on_snapshot(body)
-            case Kind.WELCOME:
-                welcome = msgspec.msgpack.decode(body, type=Welcome)
-                self.present.update(welcome.present)
-                self.welcome.set_result(welcome)
-            case Kind.GO:
-                self.go.set()
-            case Kind.SETTLED:
-                self.settled.set()
-            case Kind.END:
-                self._on_end(bool(body))
-            case _:
-                log_event(_LOGGER, logging.ERROR, "message unknown", kind=int(kind))
+        if descriptor is not None:
+            self._take_connection(body, descriptor)
+        elif kind in self._takers:
+            self._takers[kind](worker, body)
+        else:
+            log_event(_LOGGER, logging.ERROR, "message unknown", kind=int(kind))
+
+    def _take_connection(self, body: bytes, descriptor: int) -> None:
+        if self._on_handed_over is None:
+            self._handed_over.append((body, descriptor))
+        else:
+            self._on_handed_over(body, descriptor)
+
+    def _take_events(self, worker: int, body: bytes) -> None:
+        first, count = _PUBLISHED.unpack_from(body)
+        self.log.on_events(worker, first, count, body[_PUBLISHED.size :])
+
+    def _take_welcome(self, _: int, body: bytes) -> None:
+        welcome = msgspec.msgpack.decode(body, type=Welcome)
+        self.present.update(welcome.present)
+        self.welcome.set_result(welcome)
+
+    def _tell_past(self, newcomer: int, _: bytes) -> None:
+        self.send(Kind.SNAPSHOT, newcomer, self.log.on_snapshot_wanted())

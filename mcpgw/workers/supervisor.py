@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from mcpgw.logs import log_event
 from mcpgw.workers.link import Kind
@@ -176,8 +176,9 @@ class Supervisor:
         self._switchboard.send_all(Kind.END)
         waiting = asyncio.gather(*keeping, return_exceptions=True)
         hurried = asyncio.create_task(self._hurry.wait())
+        either: list[asyncio.Future[Any]] = [waiting, hurried]
         await asyncio.wait(
-            [waiting, hurried],
+            either,
             timeout=self._drain_timeout + _END_SECONDS,
             return_when=asyncio.FIRST_COMPLETED,
         )
