@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 from tornado.httputil import (
@@ -121,8 +122,9 @@ class _HomedRequest(PassedOn):
         peer = context.address[0] if context.address else context.remote_ip
         stream = self._connection.detach()
         remote = stream.remote if isinstance(stream, AdoptedStream) else peer
-        told = HandedOver(head_of(start_line, headers) + unread(stream), remote, scheme_of(stream))
-        give_away(stream, home, told, self._hand_over)
+        rest = unread(stream)
+        told = HandedOver(head_of(start_line, headers) + rest.received, remote, scheme_of(stream))
+        give_away(stream, home, told, self._hand_over, rest.waiting)
         return None
 
 
@@ -133,20 +135,24 @@ def head_of(start_line: RequestStartLine, headers: HTTPHeaders) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def unread(stream: IOStream) -> bytes:
-    """What a stream has received and nobody has read; nobody may read it any more."""
-    if stream.reading():
-        return b""  # who waits for bytes has taken all that were there
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What a stream has received and nobody has read; and who waits for more of it, where somebody does."""
+
+    received: bytes
+    waiting: "asyncio.Future[bytes] | None" = None
+
+
+def unread(stream: IOStream) -> Unread:
+    """Take all that a stream has; nobody else may read it any more."""
     pieces: list[bytes] = []
     with suppress(StreamClosedError):
-        while True:
+        while not stream.reading():
             reading = cast("asyncio.Future[bytes]", stream.read_bytes(_CHUNK, partial=True))
             if not reading.done():
-                # Closed before anything else happens: no byte is taken for it.
-                reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-                break
+                return Unread(b"".join(pieces), reading)
             pieces.append(reading.result())
-    return b"".join(pieces)
+    return Unread(b"".join(pieces))
 
 
 def scheme_of(stream: IOStream) -> str:
@@ -156,8 +162,20 @@ def scheme_of(stream: IOStream) -> str:
     return "https" if isinstance(stream, SSLIOStream) else "http"
 
 
-def give_away(stream: IOStream, home: int, told: HandedOver, hand_over: HandOver) -> None:
-    """Give a connection to another worker; here it is closed, or encrypted on behalf of that one."""
+def give_away(
+    stream: IOStream,
+    home: int,
+    told: HandedOver,
+    hand_over: HandOver,
+    waiting: "asyncio.Future[bytes] | None" = None,
+) -> None:
+    """Give a connection to another worker; here it is closed, or encrypted on behalf of that one.
+
+    `waiting` is the read that is under way, where there is one. Of a stream that is closed here it takes
+    nothing.
+    """
+    if waiting is not None:
+        waiting.add_done_callback(_look_away)
     if stream.closed():
         return
     body = ENCODE(told)
@@ -169,8 +187,8 @@ def give_away(stream: IOStream, home: int, told: HandedOver, hand_over: HandOver
     with its:
         hand_over(home, body, its.fileno())
     plain = IOStream(own)
-    for source, target in ((stream, plain), (plain, stream)):
-        task = asyncio.create_task(_pass_on(source, target), name="encryption")
+    for passing in (_pass_on(stream, plain, waiting), _pass_on(plain, stream)):
+        task = asyncio.create_task(passing, name="encryption")
         _PASSING_ON.add(task)
         task.add_done_callback(_PASSING_ON.discard)
 
@@ -178,9 +196,19 @@ def give_away(stream: IOStream, home: int, told: HandedOver, hand_over: HandOver
 _PASSING_ON: set[asyncio.Task[None]] = set()
 
 
-async def _pass_on(source: IOStream, target: IOStream) -> None:
+def _look_away(reading: "asyncio.Future[bytes]") -> None:
+    """Nobody is told that what was waited for never came."""
+    if not reading.cancelled():
+        reading.exception()
+
+
+async def _pass_on(
+    source: IOStream, target: IOStream, waiting: "asyncio.Future[bytes] | None" = None
+) -> None:
     """Write what is read, no faster than it is taken, until one side ends; then the other does."""
     with suppress(StreamClosedError):
+        if waiting is not None:
+            await target.write(await waiting)
         while True:
             await target.write(await source.read_bytes(_CHUNK, partial=True))
     target.close()

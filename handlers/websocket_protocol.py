@@ -37,7 +37,7 @@ from tornado.websocket import (
 from mcpgw.deadlines import Deadline, Deadlines
 from mcpgw.errors import CloseCode
 
-from .handing_over import unread
+from .handing_over import Unread, unread
 
 _CONTINUATION = 0x0
 _TEXT = 0x1
@@ -353,7 +353,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         self._fragments = None
         return self._take_message(message)
 
-    def take_unread(self) -> bytes:
+    def take_unread(self) -> Unread:
         """All that was received of messages that nobody has been given, as it came; no more is to be read."""
         begun = b""
         if self._fragments is not None:
@@ -361,9 +361,12 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
             begun = masked_frame(first, bytes(self._fragments))
         waiting, self._input = bytes(self._input or b""), None
         reading, self._reading = self._reading, None
-        if reading is not None and reading.done() and not reading.cancelled() and reading.exception() is None:
-            waiting += reading.result()
-        return begun + waiting + unread(self.stream)
+        if reading is not None and reading.done():
+            if not reading.cancelled() and reading.exception() is None:
+                waiting += reading.result()
+            reading = None
+        rest = unread(self.stream)
+        return Unread(begun + waiting + rest.received, reading or rest.waiting)
 
     def _end_reading(self) -> None:
         self._input = None

@@ -425,15 +425,16 @@ class GatewaySocket(BareSocket):
         stream = self._stream
         received = b"".join(text_message(strict_json.dumps(value)) for value in values)
         client_id = "" if self.conversation is None else self.conversation.client.client_id
+        rest = self._protocol.take_unread()
         told = HandedOver(
-            self._head + received + self._protocol.take_unread(),
+            self._head + received + rest.received,
             self.request.remote_ip or "",
             scheme_of(stream),
             client_id,
         )
         peers = self.services.peers
         assert isinstance(peers, Membership), "alone, everybody is at home here"  # noqa: S101
-        give_away(stream, home, told, peers.hand_over)
+        give_away(stream, home, told, peers.hand_over, rest.waiting)
 
     def identify(self, user: str) -> str | None:
         """Count the connection as `user`'s; answers why it is one too many where it is."""

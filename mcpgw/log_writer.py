@@ -5,6 +5,7 @@ up or raises in the caller; a line that cannot be written whole is not written a
 """
 
 import copy
+import fcntl
 import logging
 import math
 import os
@@ -305,7 +306,8 @@ class _NoLock:
 class LogFile(RotatingFileHandler):
     """The rotated file. A line that cannot be written whole is not written at all.
 
-    Lines wait for `write_waiting`, which whoever emits them calls after the last.
+    Lines wait for `write_waiting`, which whoever emits them calls after the last. Several processes may write
+    the same file.
     """
 
     def __init__(self, path: Path, max_size: int, backups: int, complaint: Complaint) -> None:
@@ -373,14 +375,13 @@ class LogFile(RotatingFileHandler):
         if self.stream is None:  # a rotation failed half way
             self.stream = self._open()
         status = os.fstat(self.stream.fileno())
-        if not status.st_nlink:  # somebody removed the file
-            self.stream.close()
-            self.stream = self._open()
+        if not self._is_at_its_place(status):  # somebody removed the file, or another process has rotated it
+            self._open_again()
             status = os.fstat(self.stream.fileno())
         is_regular = stat.S_ISREG(status.st_mode)
         if is_regular and 0 < self.maxBytes < status.st_size + len(data) and status.st_size:
             if self.backupCount:
-                self.doRollover()
+                self._rotate()
             else:
                 os.ftruncate(self.stream.fileno(), 0)
         descriptor, written = self.stream.fileno(), 0
@@ -388,9 +389,32 @@ class LogFile(RotatingFileHandler):
             while written < len(data):
                 written += os.write(descriptor, data[written:])
         except OSError:
-            if is_regular and written:
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            end = os.lseek(descriptor, 0, os.SEEK_CUR) if is_regular and written else None
+            if end == os.fstat(descriptor).st_size:  # nobody has written behind it
+                os.ftruncate(descriptor, end - written)
             raise
+
+    def _rotate(self) -> None:
+        """Rotate the file; of several processes that write it, one does so."""
+        assert self.stream is not None, "it is open whenever something is appended"  # noqa: S101
+        descriptor = self.stream.fileno()
+        # Goes with the open file, and so with what the rotation closes.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if self._is_at_its_place(os.fstat(descriptor)):
+            self.doRollover()
+        else:
+            self._open_again()
+
+    def _is_at_its_place(self, status: os.stat_result) -> bool:
+        try:
+            return os.path.samestat(status, os.stat(self.baseFilename))  # noqa: PTH116 - as is the open file
+        except FileNotFoundError:
+            return False
+
+    def _open_again(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        self.stream = self._open()
 
 
 def open_log_file(

@@ -425,6 +425,29 @@ def test_a_full_file_is_rotated_and_only_so_many_old_ones_stay(log_path: Path) -
     assert numbers == list(range(200 - len(numbers), 200))
 
 
+def test_several_processes_write_one_file_and_rotate_it_without_losing_a_line(log_path: Path) -> None:
+    program = (
+        "import logging, sys\nfrom pathlib import Path\n"
+        "from mcpgw.logs import configure_logging, log_event\n"
+        "with configure_logging(file=Path(sys.argv[1]), format='text', level='info', max_size=20_000, backups=50):\n"
+        "    for number in range(2_000):\n"
+        "        log_event(logging.getLogger('mcpgw.test'), logging.INFO, 'n', of=sys.argv[2], number=number)\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(log_path), str(number)]) for number in range(3)
+    ]
+    for writer in writers:
+        assert writer.wait(30) == 0
+    files = list(log_path.parent.iterdir())
+    assert len(files) > 5
+    found = [
+        (int(of), int(number))
+        for file in files
+        for of, number in re.findall(r" n of=(\d) number=(\d+)\n", file.read_text(encoding="utf-8"))
+    ]
+    assert sorted(found) == [(of, number) for of in range(3) for number in range(2_000)]
+
+
 def test_without_backups_a_full_file_starts_anew(log_path: Path) -> None:
     with open_log(log_path, max_size=2_000, backups=0):
         for number in range(200):

@@ -86,9 +86,7 @@ class SharedBus(LocalBus):
         self._more: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {}
         if not welcome.has_past:
             self._begin_at(welcome.offset)
-        link.on_events = self._take
-        link.on_snapshot_wanted = self._tell_past
-        link.on_snapshot = self._take_past
+        link.attach(self)
 
     def on_foreign(self, listener: OnForeign) -> None:
         """Have `listener` told of every event of another worker, when it is in the log."""
@@ -125,7 +123,8 @@ class SharedBus(LocalBus):
 
     # --- what comes ----------------------------------------------------------------------------------------
 
-    def _take(self, sender: int, first: int, count: int, body: bytes) -> None:
+    def take_events(self, sender: int, first: int, count: int, body: bytes) -> None:
+        """See `SharedLog.take_events`."""
         if self._early is not None:
             self._early.append((sender, first, count, body))
             return
@@ -144,7 +143,8 @@ class SharedBus(LocalBus):
             for listener in self._on_foreign:
                 listener(sender, event)
 
-    def _tell_past(self) -> bytes:
+    def tell_past(self) -> bytes:
+        """See `SharedLog.tell_past`."""
         forgotten = self._log.newest_forgotten()
         events: list[_Told] = []
         left = _SNAPSHOT_BYTES
@@ -162,7 +162,8 @@ class SharedBus(LocalBus):
         more = {name: msgspec.Raw(_ENCODE(tell())) for name, (tell, _) in self._more.items()}
         return _ENCODE(_Past(self._offset, forgotten, events[::-1], latest, more))
 
-    def _take_past(self, body: bytes) -> None:
+    def take_past(self, body: bytes) -> None:
+        """See `SharedLog.take_past`."""
         early, self._early = self._early or [], None
         if body:
             past = _DECODE_PAST(body)
@@ -179,7 +180,7 @@ class SharedBus(LocalBus):
             self._begin_at(early[0][1] - 1)
         for sender, first, count, events in early:
             if first > self._offset:
-                self._take(sender, first, count, events)
+                self.take_events(sender, first, count, events)
             elif not events:  # published here, and told by the one who told the past
                 for offset in range(first, first + count):
                     _, _, on_published = self._own.popleft()

@@ -5,7 +5,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -34,22 +34,56 @@ class Welcome(msgspec.Struct, array_like=True):
     has_past: bool
 
 
+class SharedLog(Protocol):
+    """A log of events that all workers have together; see `mcpgw.bus.shared`."""
+
+    def take_events(self, sender: int, first: int, count: int, body: bytes) -> None:
+        """So many events of a worker are numbered, from `first` on; the body of one's own is empty."""
+
+    def tell_past(self) -> bytes:
+        """What a newcomer is told."""
+
+    def take_past(self, body: bytes) -> None:
+        """What another worker tells a newcomer; empty where nobody could tell."""
+
+
 class LogLink:
-    """What a shared log of events needs of the link; see `mcpgw.bus.shared`."""
+    """What a shared log of events needs of the link. What comes before it is attached waits for it."""
 
     def __init__(self, membership: "Membership") -> None:
         self._membership = membership
-        self.on_events: Callable[[int, int, int, bytes], None] = _ignore
-        self.on_snapshot_wanted: Callable[[], bytes] = bytes
-        self.on_snapshot: Callable[[bytes], None] = _ignore
+        self._log: SharedLog | None = None
+        self._early: list[Callable[[SharedLog], None]] = []
+
+    def attach(self, log: SharedLog) -> None:
+        """Give `log` what comes, and what has come."""
+        self._log = log
+        early, self._early = self._early, []
+        for take in early:
+            take(log)
 
     def send(self, count: int, body: bytes) -> None:
         """Have so many events told to all, this worker too, in one order."""
         self._membership.send(Kind.PUBLISH, 0, _PUBLISHED.pack(0, count) + body)
 
+    def take_events(self, sender: int, body: bytes) -> None:
+        """Events of a worker have come."""
+        first, count = _PUBLISHED.unpack_from(body)
+        self._give(lambda log: log.take_events(sender, first, count, body[_PUBLISHED.size :]))
 
-def _ignore(*_: Any) -> None:
-    """Nobody listens yet."""
+    def take_past(self, body: bytes) -> None:
+        """Another worker has told the past."""
+        self._give(lambda log: log.take_past(body))
+
+    def tell_past(self, newcomer: int) -> None:
+        """A newcomer wants to be told the past."""
+        self._give(lambda log: self._membership.send(Kind.SNAPSHOT, newcomer, log.tell_past()))
+
+    def _give(self, take: Callable[[SharedLog], None]) -> None:
+        if self._log is None:
+            self._early.append(take)
+        else:
+            take(self._log)
 
 
 class Membership(Peers):
@@ -70,12 +104,12 @@ class Membership(Peers):
         self.log = LogLink(self)
         self._takers: dict[Kind, Callable[[int, bytes], None]] = {
             Kind.NOTE: self.take_note,
-            Kind.PUBLISH: self._take_events,
+            Kind.PUBLISH: self.log.take_events,
             Kind.WELCOME: self._take_welcome,
             Kind.CAME: lambda worker, _: self.has_come(worker),
             Kind.GONE: lambda worker, _: self.has_gone(worker),
-            Kind.SNAPSHOT_WANTED: self._tell_past,
-            Kind.SNAPSHOT: lambda _, past: self.log.on_snapshot(past),
+            Kind.SNAPSHOT_WANTED: lambda newcomer, _: self.log.tell_past(newcomer),
+            Kind.SNAPSHOT: lambda _, past: self.log.take_past(past),
             Kind.GO: lambda *_: self.go.set(),
             Kind.SETTLED: lambda *_: self.settled.set(),
             Kind.END: lambda _, at_once: self._on_end(bool(at_once)),
@@ -137,14 +171,7 @@ class Membership(Peers):
         else:
             self._on_handed_over(body, descriptor)
 
-    def _take_events(self, worker: int, body: bytes) -> None:
-        first, count = _PUBLISHED.unpack_from(body)
-        self.log.on_events(worker, first, count, body[_PUBLISHED.size :])
-
     def _take_welcome(self, _: int, body: bytes) -> None:
         welcome = msgspec.msgpack.decode(body, type=Welcome)
         self.present.update(welcome.present)
         self.welcome.set_result(welcome)
-
-    def _tell_past(self, newcomer: int, _: bytes) -> None:
-        self.send(Kind.SNAPSHOT, newcomer, self.log.on_snapshot_wanted())
