@@ -429,9 +429,10 @@ def test_several_processes_write_one_file_and_rotate_it_without_losing_a_line(lo
     program = (
         "import logging, sys\nfrom pathlib import Path\n"
         "from mcpgw.logs import configure_logging, log_event\n"
-        "with configure_logging(file=Path(sys.argv[1]), format='text', level='info', max_size=20_000, backups=50):\n"
+        "file, size = Path(sys.argv[1]), 20_000\n"
+        "with configure_logging(file=file, format='text', level='info', max_size=size, backups=50):\n"
         "    for number in range(2_000):\n"
-        "        log_event(logging.getLogger('mcpgw.test'), logging.INFO, 'n', of=sys.argv[2], number=number)\n"
+        "        log_event(logging.getLogger('mcpgw'), logging.INFO, 'n', of=sys.argv[2], number=number)\n"
     )
     writers = [
         subprocess.Popen([sys.executable, "-c", program, str(log_path), str(number)]) for number in range(3)
