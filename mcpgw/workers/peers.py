@@ -157,7 +157,7 @@ class Peers:
                 listener(sender, note.data)
             except Exception:
                 # A fault in one matter must not end the link, and with it all others.
-                _LOGGER.exception("what worker %d told of %s could not be taken", sender, note.topic)
+                _LOGGER.exception("what worker %s told of %s could not be taken", sender, note.topic)
 
     def has_come(self, number: int) -> None:
         """Another worker is there."""
@@ -192,7 +192,7 @@ class Peers:
             answer.fault = error.to_data()
         except Exception:
             # Whoever asks is told, and the log here has all of it.
-            _LOGGER.exception("a question of worker %d about %s could not be answered", sender, note.topic)
+            _LOGGER.exception("a question of worker %s about %s could not be answered", sender, note.topic)
             answer.fault = InternalError("a fault of another worker; the log has it").to_data()
         self._send(sender, answer)
 
