@@ -37,6 +37,7 @@ from benchmarks.support import UNBOUND, gateway
 SDK_CLIENT: Final = "SDK client"
 BARE: Final = "no gateway"
 GATEWAY: Final = "mcpgw"
+WORKERS: Final = "mcpgw, 2 workers"
 RELAY: Final = "supergateway ws"
 
 _ECHO_SERVER = HERE / "echo_server.py"
@@ -151,15 +152,20 @@ def _bare(backend: Backend) -> Iterator[Running]:
 
 
 @contextmanager
-def _mcpgw(backend: Backend) -> Iterator[Running]:
+def _mcpgw(backend: Backend, workers: int = 1) -> Iterator[Running]:
     MCPGW.require()
     server: Sequence[str] | str = backend.url or backend.command
     settings: dict[str, float | str] = dict.fromkeys(_LIMITS, UNBOUND)
     settings["websocket.max_calls"] = 64
+    settings["server.workers"] = workers
     with gateway(settings, {"echo": server}) as running:
         tokens = (running.token(f"user-{number}", "tools:call") for number in range(64))
         headers = tuple({"Authorization": f"Bearer {token}"} for token in tokens)
         yield Running(Endpoint("gateway", running.port, running.path, headers), backend, running.pid)
+
+
+def _two_workers(backend: Backend) -> AbstractContextManager[Running]:
+    return _mcpgw(backend, 2)
 
 
 @contextmanager
@@ -218,6 +224,7 @@ TARGETS = (
     Target(SDK_CLIENT, _sdk_client, multiplexed=True, versions=_sdk_versions),
     Target(BARE, _bare, multiplexed=True, versions=lambda: "the load generator on the backend itself"),
     Target(GATEWAY, _mcpgw, multiplexed=True, versions=_own_versions),
+    Target(WORKERS, _two_workers, multiplexed=True, versions=lambda: "each with a server of its own"),
     Target(RELAY, _supergateway, multiplexed=True, versions=SUPERGATEWAY.versions),
     Target("mcp-proxy", _mcp_proxy, multiplexed=False, versions=MCP_PROXY.versions),
     Target("fastmcp proxy", _fastmcp, multiplexed=False, versions=FASTMCP.versions),

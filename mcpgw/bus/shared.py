@@ -19,6 +19,8 @@ from mcpgw.workers.membership import LogLink, Welcome
 
 _SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
 """Most bytes of events that a newcomer is told; what is older counts as forgotten there."""
+_GATHER_SECONDS: Final = 0.003
+"""Events go out at once, but for those that come within so many seconds of the last: they go together."""
 _OF_ONE: Final = frozenset({"gateway.started", "config.error"})
 _OF_EACH: Final = frozenset({"gateway.draining", "gateway.stopped"})
 _FROM_CALLER: Final = "rest"
@@ -56,7 +58,7 @@ _DECODE_PAST = msgspec.json.Decoder(_Past).decode
 
 
 class SharedBus(LocalBus):
-    """See `Bus` and `LocalBus`. The events of one turn of the event loop are sent together.
+    """See `Bus` and `LocalBus`. Events are sent at once; where many come, some milliseconds' worth together.
 
     What each worker sees for itself of the same thing is published by one alone (`is_first`), or kept by each
     for its own readers.
@@ -79,6 +81,8 @@ class SharedBus(LocalBus):
         self._is_first = is_first
         self._epoch = welcome.epoch
         self._sending: list[bytes] = []
+        self._flushing: asyncio.TimerHandle | None = None
+        self._flushed = 0.0
         self._own: deque[tuple[Event, int, Callable[[Position], None] | None]] = deque()
         # What comes before the past is known waits for it.
         self._early: list[tuple[int, int, int, bytes]] | None = [] if welcome.has_past else None
@@ -113,11 +117,18 @@ class SharedBus(LocalBus):
             return super()._append(event, size, on_published, is_own=is_own)
         self._own.append((event, size, on_published))
         if not self._sending:
-            asyncio.get_running_loop().call_soon(self._send)
+            loop = asyncio.get_running_loop()
+            self._flushing = loop.call_at(self._flushed + _GATHER_SECONDS, self.flush)
         self._sending.append(_ENCODE(_told(event, size)))
         return None
 
-    def _send(self) -> None:
+    def flush(self) -> None:
+        """Send what was published and still waits for more."""
+        if not self._sending:
+            return
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._flushed = asyncio.get_running_loop().time()
         events, self._sending = self._sending, []
         self._link.send(len(events), b"[" + b",".join(events) + b"]")
 

@@ -43,6 +43,9 @@ class SharedLog(Protocol):
     def tell_past(self) -> bytes:
         """What a newcomer is told."""
 
+    def flush(self) -> None:
+        """Send what was published and still waits for more."""
+
     def take_past(self, body: bytes) -> None:
         """What another worker tells a newcomer; empty where nobody could tell."""
 
@@ -65,6 +68,11 @@ class LogLink:
     def send(self, count: int, body: bytes) -> None:
         """Have so many events told to all, this worker too, in one order."""
         self._membership.send(Kind.PUBLISH, 0, _PUBLISHED.pack(0, count) + body)
+
+    def flush(self) -> None:
+        """Have told what was published so far, before anything else is said."""
+        if self._log is not None:
+            self._log.flush()
 
     def take_events(self, sender: int, body: bytes) -> None:
         """Events of a worker have come."""
@@ -122,10 +130,12 @@ class Membership(Peers):
 
     def send_note(self, to: int, body: bytes) -> None:
         """See `Peers.send_note`."""
+        self.log.flush()
         self.send(Kind.NOTE, to, body)
 
     def hand_over(self, to: int, body: bytes, descriptor: int) -> None:
         """Give a client's connection to another worker; the `descriptor` stays the caller's to close."""
+        self.log.flush()
         self.send(Kind.HAND_OVER, to, body, descriptor)
 
     def take_connections(self, taker: OnHandedOver) -> None:
@@ -146,6 +156,7 @@ class Membership(Peers):
     def close(self) -> None:
         """Leave the others."""
         self._is_over = True
+        self.log.flush()
         self._link.close()
         for _, descriptor in self._handed_over:
             os.close(descriptor)
