@@ -175,6 +175,7 @@ async def test_a_session_is_resumed_whichever_worker_accepts_its_client(gateway:
     await first.send(tool_call("memory", "memory_search", SEARCH, call_id="before"))
     await first.end_of("before")
     first.drop()
+    first.close()
     for number in range(4):
         client = await SocketClient.connect(gateway.socket_url, token=token)
         await client.receive()
@@ -182,6 +183,7 @@ async def test_a_session_is_resumed_whichever_worker_accepts_its_client(gateway:
         answer = await client.request({"type": "resume", "id": str(number), "data": data})
         assert answer["data"]["resumed"] is True, answer
         client.drop()
+        client.close()
 
 
 @pytest.mark.gen_test(timeout=30)
