@@ -65,6 +65,7 @@ from mcpgw.turns import Turns
 from mcpgw.wire.events import CHANNELS, EVENT_TYPES
 from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
 from mcpgw.workers.membership import Membership
+from mcpgw.workers.totals import Totals
 from mcpgw.workers.peers import Peers
 
 __all__ = [
@@ -432,6 +433,8 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
         rooms = Rooms(bus)
         most = min(config.rooms.max_connections_per_guest, config.server.max_connections_per_user)
         hub = Hub(config.server, limit_of=lambda user: most if room_of(user) is not None else None)
+        connections = Totals(peers, "connections", hub.counts)
+        hub.share(connections.elsewhere, connections.changed)
         limits = UserLimits(
             config.calls.rate, config.calls.burst, config.websocket.frames_rate, config.websocket.frames_burst
         )
@@ -483,7 +486,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                     on_change=lambda judge: _review(judge, hub, sessions, mcp),
                     on_rooms=rooms.follow,
                     max_rooms=config.rooms.max_open,
-                    worker=0 if peers.is_alone else peers.number,
+                    peers=peers,
                 )
                 try:
                     async with (
