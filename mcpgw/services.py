@@ -59,7 +59,7 @@ from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
 from mcpgw.roster import Roster, make_roster
 from mcpgw.session_store import SessionStore
-from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting
+from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting, StoreError
 from mcpgw.tracing import Tracing
 from mcpgw.turns import Turns
 from mcpgw.wire.events import CHANNELS, EVENT_TYPES
@@ -373,6 +373,37 @@ async def _watched(configuration: Configuration, seen: Seen) -> AsyncIterator[No
 
 
 @asynccontextmanager
+async def _followed(
+    peers: Peers, administration: Administration, configuration: Configuration
+) -> AsyncIterator[None]:
+    """Inside the block, look at the store again when a worker has come or gone: one that has just come may
+    have read it before a change, and one that has gone may have told nobody of its last.
+    """
+    if peers.is_alone:
+        yield
+        return
+    stirred = asyncio.Event()
+    peers.on_came(lambda _: stirred.set())
+    peers.on_gone(lambda _: stirred.set())
+
+    async def follow() -> None:
+        while True:
+            await stirred.wait()
+            stirred.clear()
+            with suppress(StoreError):  # it is in the log
+                await administration.follow()
+                await configuration.follow()
+
+    task = asyncio.create_task(follow(), name="follow")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
 async def running_services(loaded: Config, peers: Peers | None = None) -> AsyncIterator[Services]:
     """Build everything, start the backends, and end them when left; `peers` are the other processes.
 
@@ -455,6 +486,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                     stored=stored.servers,
                     switches=stored.switches,
                     roster=stored.roster,
+                    peers=peers,
                 )
                 configuration = Configuration(
                     stored.loaded,
@@ -466,6 +498,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                     audit=audit,
                     publish=bus.publish,
                     faults=stored.faults,
+                    peers=peers,
                 )
                 records = CallRecords(bus, audit, metrics)
                 gateway.approvals = Approvals(bus, audit)
@@ -491,6 +524,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                 try:
                     async with (
                         _watched(configuration, stored.seen),
+                        _followed(peers, administration, configuration),
                         running_access(access, tidy_interval=config.server.sweep_interval),
                     ):
                         yield Services(
