@@ -501,7 +501,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                     peers=peers,
                 )
                 records = CallRecords(bus, audit, metrics)
-                gateway.approvals = Approvals(bus, audit)
+                gateway.approvals = Approvals(bus, audit, peers)
                 mcp = McpEntrance(
                     gateway, limits, records, config.mcp, max_body_size=config.server.max_body_size
                 )
