@@ -197,7 +197,8 @@ class AccessService:
         Raises:
             StoreError: the store cannot be read or written.
         """
-        if self._tokens.can_issue and self._peers.is_first:
+        # A new link ends the one before: what was shown must outlive a worker that begins again.
+        if self._tokens.can_issue and self._peers.is_first and not self._peers.present:
             self.first_link = await self.accounts.first_link()
         await self._read_changes()
 

@@ -13,6 +13,7 @@ from mcpgw.access.tickets import Tickets
 from mcpgw.access.tokens import Principal
 from mcpgw.errors import AuthFailed, QueueFull, RateLimited
 from mcpgw.hub import Hub
+from mcpgw.services import running_services
 from mcpgw.settings import ServerSettings
 from mcpgw.store import By
 from mcpgw.workers.totals import Totals
@@ -186,3 +187,19 @@ async def test_the_limits_of_connections_hold_for_all_workers_and_a_gone_one_lea
         await until(lambda: refusal("websocket", "dee") is None)
         echo.release()
         await until(lambda: refusal("echo", "ann") is None)
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_the_link_for_the_first_admin_is_made_once_and_holds_when_a_worker_begins_again(
+    tmp_path: Path,
+) -> None:
+    async with gateway_of_workers(tmp_path, flags=NEVER_READS) as workers:
+        one, two = (services.access for services in workers.each)
+        assert two.first_link is None
+        assert one.first_link is not None
+        workers.office.lose(1)
+        member = workers.office.enter(1)
+        async with running_services(workers.each[0].config, member) as again:
+            assert again.access.first_link is None
+        granted = await two.logins.with_link(one.first_link, Visitor("127.0.0.1"))
+        assert granted.principal.user == "admin"
