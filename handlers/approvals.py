@@ -22,7 +22,7 @@ class ApprovalsHandler(ApiHandler):
 class OneApprovalHandler(ApiHandler):
     """One call that waits."""
 
-    def post(self, request_id: str) -> None:
+    async def post(self, request_id: str) -> None:
         """Decide on it, once.
 
         Raises:
@@ -32,7 +32,7 @@ class OneApprovalHandler(ApiHandler):
         """
         require_approve(self.caller)
         body = self.read_body("approval_decision")
-        request = self.services.approvals.decide(
+        later = self.services.approvals.decide(
             self.caller,
             request_id,
             body["action"],
@@ -40,4 +40,6 @@ class OneApprovalHandler(ApiHandler):
             settings=self.services.gateway.call_settings,
             arguments_hash=body.get("argumentsHash"),
         )
-        self.write_json({"requestId": request.id, "action": body["action"]})
+        if later is not None:
+            await later
+        self.write_json({"requestId": request_id, "action": body["action"]})

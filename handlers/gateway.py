@@ -18,7 +18,7 @@ class GatewayHandler(ApiHandler):
             {
                 "status": "draining" if services.gateway.draining else "ready",
                 "version": __version__,
-                "uptimeMs": round((time.monotonic() - services.started) * 1000),
+                "uptimeMs": round((time.monotonic() - services.whole.started) * 1000),
                 "epoch": services.bus.position.epoch,
                 "servers": {
                     "ready": sum(status.state.takes_calls for status in statuses),
@@ -31,7 +31,7 @@ class GatewayHandler(ApiHandler):
 class StatisticsHandler(ApiHandler):
     """Connections, subscriptions, sessions, calls and errors; for admins, since it names every user."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """Answer them."""
         self.require_admin()
-        self.write_json(self.services.statistics())
+        self.write_json(await self.services.whole.statistics())

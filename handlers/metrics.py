@@ -1,10 +1,8 @@
 """``/metrics``: the numbers of the gateway, for Prometheus and for whoever reads its formats."""
 
-import asyncio
 from ipaddress import ip_address
 
 from mcpgw.errors import AuthRequired, PermissionDenied
-from mcpgw.metrics import Metrics
 
 from .base import BaseHandler
 
@@ -26,12 +24,6 @@ class MetricsHandler(BaseHandler):
     everybody.
     """
 
-    @property
-    def metrics(self) -> Metrics:
-        """The numbers of this gateway."""
-        metrics: Metrics = self.settings["metrics"]
-        return metrics
-
     def prepare(self) -> None:
         """Refuse whoever is neither here nor an administrator."""
         super().prepare()
@@ -46,9 +38,8 @@ class MetricsHandler(BaseHandler):
 
     async def get(self) -> None:
         """Answer in the format that ``Accept`` names."""
-        # In a thread: the files of the process are looked at, and of those there is one for each connection.
         accept = self.request.headers.get("Accept", "")
-        body, content_type = await asyncio.to_thread(self.metrics.render, accept)
+        body, content_type = await self.services.whole.metrics(accept)
         self.set_header("Content-Type", content_type)
         self.add_header("Vary", "Accept")
         self.finish(body)

@@ -40,8 +40,11 @@ class ServerHandler(ApiHandler):
         """
         require_see_server(self.caller, name)
 
-    def write_server(self, name: str) -> None:
+    async def write_server(self, name: str) -> None:
         """Answer one server with its state: to administrators with its definition too.
+
+        Where the gateway is several processes, the state is that of the one that answers, with those of all
+        under ``workers`` where they are not the same.
 
         Raises:
             ServerNotFound: there is none of that name.
@@ -52,7 +55,12 @@ class ServerHandler(ApiHandler):
             members |= described.to_json()
             self.set_header("Etag", f'"{described.tag}"')
         if self.may_read:
+            whole, detail = self.services.whole, self.may_administer
             members |= self.state_of(name)
+            if (states := (await whole.states(detail=detail)).get(name)) is not None:
+                members["workers"] = states
+            if "log" in members:
+                members["log"] = await whole.last_lines(name)
         self.write_json(members)
 
     def state_of(self, name: str) -> dict[str, Any]:
@@ -90,15 +98,19 @@ class ServerHandler(ApiHandler):
 class ServersHandler(ServerHandler):
     """All servers, each with its present state."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """List them."""
         gateway, administration = self.services.gateway, self.services.administration
+        by_worker = await self.services.whole.states()
         servers = {status.id: status.to_json() for status in gateway.server_statuses(self.caller)}
         for described in administration.all():
             if not may_see_server(self.caller, described.name):
                 continue
             state = servers.get(described.name) or self.state_of(described.name)
-            servers[described.name] = state | {"origin": described.origin, "enabled": described.enabled}
+            state = state | {"origin": described.origin, "enabled": described.enabled}
+            if (states := by_worker.get(described.name)) is not None:
+                state["workers"] = states
+            servers[described.name] = state
         self.write_json({"servers": list(servers.values())})
 
     async def post(self) -> None:
@@ -108,13 +120,13 @@ class ServersHandler(ServerHandler):
         await self.services.administration.add(body["id"], body["definition"], self.actor())
         self.set_status(201)
         self.set_header("Location", f"/api/v1/servers/{body['id']}")
-        self.write_server(body["id"])
+        await self.write_server(body["id"])
 
 
 class OneServerHandler(ServerHandler):
     """One server."""
 
-    def get(self, name: str) -> None:
+    async def get(self, name: str) -> None:
         """Its state; for administrators its definition without secrets, and the last lines of its stderr."""
         if not self.may_read:
             raise PermissionDenied(
@@ -122,14 +134,14 @@ class OneServerHandler(ServerHandler):
             )
         self.services.administration.describe(name)
         self.require_visible(name)
-        self.write_server(name)
+        await self.write_server(name)
 
     async def patch(self, name: str) -> None:
         """Change its definition by a JSON Merge Patch (RFC 7396)."""
         changes = self.read_body("server_change")["definition"]
         self.require_visible(name)
         await self.services.administration.change(name, changes, self.actor(), tag=self.tag())
-        self.write_server(name)
+        await self.write_server(name)
 
     async def delete(self, name: str) -> None:
         """Remove it; 204 when it has ended."""
@@ -155,7 +167,7 @@ class ServerActionHandler(ServerHandler):
                 await administration.restart(name, actor)
             case _:
                 await administration.set_enabled(name, action == "enable", actor)
-        self.write_server(name)
+        await self.write_server(name)
 
 
 class ServerToolsHandler(ServerHandler):
@@ -197,9 +209,9 @@ class ServerPromptsHandler(ServerHandler):
 class ServerLogsHandler(ServerHandler):
     """What a server has written to its stderr."""
 
-    def get(self, name: str) -> None:
+    async def get(self, name: str) -> None:
         """Its last lines, with what looks like a secret masked."""
         self.require_administrator()
         self.services.administration.describe(name)
         self.require_visible(name)
-        self.write_json({"lines": list(self.services.gateway.last_lines(name))})
+        self.write_json({"lines": await self.services.whole.last_lines(name)})

@@ -18,12 +18,13 @@ A program is code that runs with the rights of the gateway, so a command is for 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from mcpgw.access.permissions import require_write_servers
+from mcpgw.administered import AdministeredServer, Difference
 from mcpgw.administration_rules import merged, parted, require_rights, tag_of, without_masks
 from mcpgw.audit import OK, Actor, Audit
 from mcpgw.config import Config
@@ -44,66 +45,24 @@ from mcpgw.roster import Roster, define_stored, make_roster, stored_place
 from mcpgw.server_definitions import NAME_RULE, is_server_name
 from mcpgw.server_masks import shown_table
 from mcpgw.store import Store, StoredServer
+from mcpgw.workers.peers import Peers
 
 _LOGGER = logging.getLogger("mcpgw.administration")
 
 Publish = Callable[[str, Mapping[str, Any]], object]
 """Publishes an event; `mcpgw.bus.Bus.publish`."""
 
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What a change has done to the servers, by their names."""
-
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.removed)
-
-    def to_json(self) -> dict[str, list[str]]:
-        """For events and answers; what is empty is left out."""
-        members = {"added": self.added, "changed": self.changed, "removed": self.removed}
-        return {name: list(names) for name, names in members.items() if names}
-
-
-@dataclass(frozen=True, slots=True)
-class AdministeredServer:
-    """One server as its administrators see it.
-
-    `table` is its definition as it was written, the secrets masked; None where it has none (the embedded
-    memory server). `is_in_force` is false for one that the store has and that has faults.
-    """
-
-    name: str
-    origin: str
-    place: str
-    enabled: bool
-    tag: str
-    table: Mapping[str, Any] | None = field(default=None, repr=False)
-    stored: StoredServer | None = field(default=None, repr=False)
-    is_in_force: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """The members of a REST answer; times in milliseconds since the epoch."""
-        members: dict[str, Any] = {"origin": self.origin, "place": self.place, "enabled": self.enabled}
-        if self.table is not None:
-            members["definition"] = dict(self.table)
-        if self.stored is not None and self.origin == "store":
-            members |= {
-                "createdBy": self.stored.created_by,
-                "createdAt": self.stored.created_at,
-                "updatedBy": self.stored.updated_by,
-                "updatedAt": self.stored.updated_at,
-            }
-        return members
+_CHANGED: Final = "servers"
+_ACTION: Final = "server action"
+_ACTION_SECONDS: Final = 15.0
+"""How long others are waited for that end a server."""
 
 
 class Administration:
     """The servers of a gateway, as their administrators change them.
 
-    `gateway` runs the servers of `roster`, which `config`, `stored` and `switches` have made.
+    `gateway` runs the servers of `roster`, which `config`, `stored` and `switches` have made. `peers` are
+    other processes with the same store: what one has changed, all take over.
     """
 
     def __init__(
@@ -117,6 +76,7 @@ class Administration:
         stored: Iterable[StoredServer],
         switches: Mapping[str, bool],
         roster: Roster,
+        peers: Peers | None = None,
     ) -> None:
         self._gateway = gateway
         self._store = store
@@ -130,6 +90,9 @@ class Administration:
         self._turns: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
         self._is_closed = False
+        self._peers = peers or Peers()
+        self._peers.answer(_CHANGED, lambda *_: self.follow())
+        self._peers.answer(_ACTION, lambda _, told: self._act_here(*told))
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -192,16 +155,15 @@ class Administration:
                 raise InvalidParams(f"{name[:64]!r} {reason}", details=[{"path": "/id", "reason": reason}])
             require_rights(actor, None, table)
             async with self._changing:
-                if name in self._roster.entries or name in self._stored:
-                    raise DuplicateId(f"there is a server {name!r} already ({self.describe(name).place})")
-                self._refuse_ambiguous(name)
-                await self._checked(name, without_masks(table, {}))
-                kept, enabled = parted(table)
-                row = await self._store.servers.put(name, kept, enabled=enabled, by=actor.user or "")
-                self._stored[name] = row
+                row = None
+                while row is None:
+                    if name in self._roster.entries or name in self._stored:
+                        raise DuplicateId(f"there is a server {name!r} already ({self.describe(name).place})")
+                    self._refuse_ambiguous(name)
+                    await self._checked(name, without_masks(table, {}))
+                    row = await self._put(None, name, table, actor)
                 done = await self._take_over()
-            await self._settle(done)
-            self._tell(done)
+            await self._finish(done)
 
     async def change(
         self, name: str, changes: Mapping[str, Any], actor: Actor, *, tag: str | None = None
@@ -220,18 +182,16 @@ class Administration:
         async with self._audited("servers.change", name, actor):
             require_write_servers(actor)
             async with self._changing:
-                row = self._stored_row(name, tag)
-                present = {**row.table, "enabled": row.enabled}
-                table = merged(present, without_masks(changes, present))
-                require_rights(actor, present, table)
-                await self._checked(name, table)
-                kept, enabled = parted(table)
-                self._stored[name] = await self._store.servers.put(
-                    name, kept, enabled=enabled, by=actor.user or ""
-                )
-                done = await self._take_over()
-            await self._settle(done)
-            self._tell(done)
+                done = None
+                while done is None:
+                    row = self._stored_row(name, tag)
+                    present = {**row.table, "enabled": row.enabled}
+                    table = merged(present, without_masks(changes, present))
+                    require_rights(actor, present, table)
+                    await self._checked(name, table)
+                    if await self._put(row, name, table, actor):
+                        done = await self._take_over()
+            await self._finish(done)
 
     async def remove(self, name: str, actor: Actor, *, tag: str | None = None) -> None:
         """Remove a server; returns when it has ended.
@@ -244,11 +204,13 @@ class Administration:
             async with self._changing:
                 row = self._stored_row(name, tag)
                 require_rights(actor, row.table, None)
-                await self._store.servers.delete(name)
+                while not await self._store.servers.delete_after(row):
+                    await self._catch_up()
+                    row = self._stored_row(name, tag)
+                    require_rights(actor, row.table, None)
                 del self._stored[name]
                 done = await self._take_over()
-            await self._settle(done)
-            self._tell(done)
+            await self._finish(done)
 
     async def set_enabled(self, name: str, enabled: bool, actor: Actor) -> None:
         """Switch a server on or off, and remember it; nothing happens where it is so already.
@@ -274,8 +236,7 @@ class Administration:
                 elif entry.definition.enabled != enabled:
                     await self._switch(name, enabled, actor)
                 done = await self._take_over()
-            await self._settle(done)
-            self._tell(done)
+            await self._finish(done)
 
     async def start(self, name: str, actor: Actor) -> None:
         """Begin to start a server that is idle or was stopped.
@@ -285,7 +246,7 @@ class Administration:
             ServerNotFound: there is none of that name.
             ServerUnavailable: it is disabled.
         """
-        await self._act("start", name, actor, self._gateway.start_server)
+        await self._act("start", name, actor)
 
     async def stop(self, name: str, actor: Actor) -> None:
         """End a server until it is started again, or the gateway is; returns when it has ended.
@@ -293,7 +254,7 @@ class Administration:
         Raises:
             PermissionDenied, ServerNotFound: see `start`.
         """
-        await self._act("stop", name, actor, self._gateway.stop_server)
+        await self._act("stop", name, actor)
 
     async def restart(self, name: str, actor: Actor) -> None:
         """End a server, and begin to start it anew.
@@ -301,7 +262,7 @@ class Administration:
         Raises:
             PermissionDenied, ServerNotFound, ServerUnavailable: see `start`.
         """
-        await self._act("restart", name, actor, self._gateway.restart_server)
+        await self._act("restart", name, actor)
 
     async def apply(self, config: Config) -> Difference:
         """Take over another configuration; servers that are the same in it run on untouched."""
@@ -323,6 +284,16 @@ class Administration:
         await self._settle(done)
         return done
 
+    async def follow(self) -> None:
+        """Take over what another process has written into the store, which has checked and told it.
+
+        Raises:
+            StoreError: the store cannot be read; nothing has changed.
+        """
+        async with self._changing:
+            await self._catch_up()
+        await self._settle(self._unsettled())
+
     async def close(self) -> None:
         """Take no changes any more; returns when what is under way has ended."""
         self._is_closed = True
@@ -332,16 +303,59 @@ class Administration:
 
     # --- inside --------------------------------------------------------------------------------------------
 
-    async def _act(
-        self, verb: str, name: str, actor: Actor, action: Callable[[str], Awaitable[None]]
-    ) -> None:
+    async def _act(self, verb: str, name: str, actor: Actor) -> None:
         async with self._audited(f"servers.{verb}", name, actor):
             require_write_servers(actor)
-            if self.describe(name).is_in_force:
-                async with self._in_turn(name):
-                    await action(name)
-            else:
+            if not self.describe(name).is_in_force:
                 raise Conflict(f"the server {name!r} has faults and is not in force: mend it first")
+            elsewhere = self._peers.ask_all(_ACTION, [verb, name], seconds=_ACTION_SECONDS)
+            await asyncio.gather(self._act_here(verb, name), elsewhere)
+
+    async def _act_here(self, verb: str, name: str) -> None:
+        gateway = self._gateway
+        actions = {
+            "start": gateway.start_server,
+            "stop": gateway.stop_server,
+            "restart": gateway.restart_server,
+        }
+        async with self._in_turn(name):
+            await actions[verb](name)
+
+    async def _put(
+        self, known: StoredServer | None, name: str, table: Mapping[str, Any], actor: Actor
+    ) -> StoredServer | None:
+        """Keep a definition in the place of `known`; None where another process was faster, which is then
+        caught up with.
+        """
+        kept, enabled = parted(table)
+        by = actor.user or ""
+        row = await self._store.servers.put_after(known, name, kept, enabled=enabled, by=by)
+        if row is None:
+            await self._catch_up()
+        else:
+            self._stored[name] = row
+        return row
+
+    async def _catch_up(self) -> None:
+        """Know what the store has now."""
+        rows, switches = await self._store.servers.list(), await self._store.switches.all()
+        stored = {row.name: row for row in rows}
+        if (stored, switches) != (self._stored, self._switches):
+            self._stored, self._switches = stored, switches
+            await self._take_over()
+
+    def _unsettled(self) -> Difference:
+        """Where the gateway runs something else than the roster has."""
+        entries, running = self._roster.entries, set(self._gateway.server_ids)
+        return Difference(
+            tuple(name for name in entries if name not in running),
+            tuple(
+                name
+                for name, entry in entries.items()
+                if name in running and self._gateway.definition(name) != entry.definition
+            ),
+            tuple(name for name in running if name not in entries),
+        )
 
     async def _switch(self, name: str, enabled: bool, actor: Actor) -> None:
         configured = self._config.servers.get(name)
@@ -457,6 +471,8 @@ class Administration:
         finally:
             self._audit.admin(actor, action=action, target=name, outcome=outcome)
 
-    def _tell(self, done: Difference) -> None:
+    async def _finish(self, done: Difference) -> None:
+        """Have the gateway run what the roster has, here and in all workers, and tell it."""
+        await asyncio.gather(self._settle(done), self._peers.ask_all(_CHANGED))
         if done:
             self._publish("config.updated", {"source": "rest", "servers": done.to_json()})

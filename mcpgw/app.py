@@ -60,7 +60,6 @@ def make_application(services: Services) -> Application:
     return Application(
         list(ROUTES),
         services=services,
-        metrics=services.metrics,
         default_handler_class=NotFoundHandler,
         log_function=_log_request,
     )

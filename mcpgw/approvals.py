@@ -14,9 +14,9 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.permissions import Sight, may_approve, require_approve
@@ -29,6 +29,7 @@ from mcpgw.errors import InvalidParams, PermissionDenied, QueueFull, UnknownCall
 from mcpgw.logs import log_event
 from mcpgw.redaction import REDACTED, is_secret_name
 from mcpgw.settings import CallSettings
+from mcpgw.workers.peers import Peers
 
 _LOGGER = logging.getLogger("mcpgw.calls")
 PREFIX = "apr-"
@@ -94,15 +95,29 @@ class _Waiting:
 
 Listener = Callable[[ApprovalRequest], None]
 
+_ASKED: Final = "approval asked"
+_ENDED: Final = "approval ended"
+_DECIDED: Final = "approval decided"
+
 
 class Approvals:
-    """The calls that wait for an approval, and those who give it."""
+    """The calls that wait for an approval, and those who give it.
 
-    def __init__(self, bus: Bus, audit: Audit) -> None:
+    A call waits in one process; the others, `peers`, know of it, and hand a decision on to that one.
+    """
+
+    def __init__(self, bus: Bus, audit: Audit, peers: Peers | None = None) -> None:
         self._bus = bus
         self._audit = audit
         self._waiting: dict[str, _Waiting] = {}
+        self._elsewhere: dict[str, tuple[int, ApprovalRequest]] = {}
         self._listeners: dict[object, Listener] = {}
+        self._peers = peers = peers or Peers()
+        peers.listen(_ASKED, self._hear_asked)
+        peers.listen(_ENDED, self._hear_ended)
+        peers.answer(_DECIDED, lambda _, told: self._decide_here(*told))
+        peers.on_came(self._tell_newcomer)
+        peers.on_gone(self._forget_worker)
 
     async def ask(
         self,
@@ -129,7 +144,8 @@ class Approvals:
         """
         principal = caller.principal
         own = sum(one.request.user == principal.user for one in self._waiting.values())
-        if len(self._waiting) >= settings.max_approvals or own >= max(1, settings.max_approvals // 4):
+        waiting = len(self._waiting) + len(self._elsewhere)
+        if waiting >= settings.max_approvals or own >= max(1, settings.max_approvals // 4):
             raise QueueFull("too many calls wait for an approval", retry_after_ms=1000)
         now = time.time_ns() // 1_000_000
         shown, hidden = _shown(arguments, secret)
@@ -146,8 +162,8 @@ class Approvals:
             now + round(min(settings.approval_timeout, seconds_left) * 1000),
         )
         asker = Actor("", principal.user, principal.token_id)
-        waiting = _Waiting(request, asyncio.get_running_loop().create_future())
-        self._waiting[request.id] = waiting
+        here = _Waiting(request, asyncio.get_running_loop().create_future())
+        self._waiting[request.id] = here
         outcome: Decision = "withdrawn"
         decided_by = asker
         try:
@@ -155,14 +171,14 @@ class Approvals:
             observer.approval_asked(request.id, request.expires_at)
             try:
                 async with asyncio.timeout(settings.approval_timeout):
-                    outcome, decided_by = await waiting.decision
+                    outcome, decided_by = await here.decision
             except TimeoutError:
                 outcome = "expired"
         finally:
             del self._waiting[request.id]
             # Who decided has been told that it counts, also where the time was over in the same moment.
-            if waiting.decision.done() and not waiting.decision.cancelled():
-                outcome, decided_by = waiting.decision.result()
+            if here.decision.done() and not here.decision.cancelled():
+                outcome, decided_by = here.decision.result()
             self._tell_ended(request, outcome, decided_by)
         if outcome == "expired":
             raise PermissionDenied(f"nobody approved the call within {settings.approval_timeout:g} s")
@@ -180,25 +196,27 @@ class Approvals:
         actor: Actor,
         settings: CallSettings,
         arguments_hash: str | None = None,
-    ) -> ApprovalRequest:
-        """Approve (``accept``) or not (``decline``); answers what was decided on.
+    ) -> Awaitable[None] | None:
+        """Approve (``accept``) or not (``decline``).
 
-        `arguments_hash` makes sure that the decision is on what the approver has seen.
+        Answers None where that is done. Of a call that waits in another process, that one has the last word:
+        await what is answered, which raises as this. `arguments_hash` makes sure that the decision is on what
+        the approver has seen.
 
         Raises:
             PermissionDenied: the caller may not approve, or it is their own call.
             UnknownCall: nothing of that id waits, or it is decided already.
             InvalidParams: it is another action, or the hash is another one.
+            ServerUnavailable: the process in which the call waits does not answer.
         """
         require_approve(principal)
-        waiting = self._waiting.get(request_id)
-        if waiting is None or waiting.decision.done():
+        worker, request = self._find(request_id)
+        if request is None:
             known = [one.id for one in self.pending(principal, settings)]
             raise UnknownCall(f"no approval {request_id[:64]!r} is asked for{suggest(request_id, known)}")
         if action not in ("accept", "decline"):
             reason = "must be accept or decline"
             raise InvalidParams(f"the action {reason}", details=[{"path": "/data/action", "reason": reason}])
-        request = waiting.request
         if not Sight.of(principal).shows_tool(request.server_id, request.tool_name):
             raise PermissionDenied("the call is of a tool that is not for you")
         if not self.may_decide(principal, request, settings):
@@ -208,16 +226,18 @@ class Approvals:
             raise InvalidParams(
                 f"argumentsHash {reason}", details=[{"path": "/argumentsHash", "reason": reason}]
             )
-        waiting.decision.set_result(("approved" if action == "accept" else "declined", actor))
-        return request
+        by = [actor.remote, actor.user, actor.token_id, actor.client]
+        if worker != self._peers.number:
+            return self._peers.ask(worker, _DECIDED, [request_id, action, by])
+        self._decide_here(request_id, action, by)
+        return None
 
     def pending(self, principal: Principal, settings: CallSettings) -> list[ApprovalRequest]:
         """What waits for a decision that `principal` may make, the oldest first."""
-        return [
-            one.request
-            for one in self._waiting.values()
-            if not one.decision.done() and self.may_decide(principal, one.request, settings)
-        ]
+        here = (one.request for one in self._waiting.values() if not one.decision.done())
+        elsewhere = (request for _, request in self._elsewhere.values())
+        found = [one for one in (*here, *elsewhere) if self.may_decide(principal, one, settings)]
+        return sorted(found, key=lambda one: one.asked_at)
 
     @staticmethod
     def may_decide(principal: Principal, request: ApprovalRequest, settings: CallSettings) -> bool:
@@ -247,10 +267,49 @@ class Approvals:
         shown = known if is_told else masked
         self._bus.publish("call.approval_requested", shown, owner=request.user, masked=masked)
         self._record(request, actor, "asked")
+        if not self._peers.is_alone:
+            self._peers.tell(_ASKED, _told(request))
+        self._tell_listeners(request)
+
+    def _tell_listeners(self, request: ApprovalRequest) -> None:
         for listener in tuple(self._listeners.values()):
             listener(request)
 
+    # --- what waits elsewhere ------------------------------------------------------------------------------
+
+    def _find(self, request_id: str) -> tuple[int, ApprovalRequest | None]:
+        """The number of the process where something waits that is not decided, and what it is."""
+        here = self._waiting.get(request_id)
+        if here is not None:
+            return self._peers.number, None if here.decision.done() else here.request
+        return self._elsewhere.get(request_id, (0, None))
+
+    def _decide_here(self, request_id: str, action: str, by: list[Any]) -> None:
+        waiting = self._waiting.get(request_id)
+        if waiting is None or waiting.decision.done():
+            raise UnknownCall(f"no approval {request_id[:64]!r} is asked for")
+        waiting.decision.set_result(("approved" if action == "accept" else "declined", Actor(*by)))
+
+    def _hear_asked(self, worker: int, told: Mapping[str, Any]) -> None:
+        request = ApprovalRequest(**{**told, "hidden": tuple(told["hidden"])})
+        if request.id not in self._elsewhere:
+            self._elsewhere[request.id] = worker, request
+            self._tell_listeners(request)
+
+    def _hear_ended(self, _: int, request_id: str) -> None:
+        self._elsewhere.pop(request_id, None)
+
+    def _tell_newcomer(self, worker: int) -> None:
+        for one in self._waiting.values():
+            self._peers.tell(_ASKED, _told(one.request), to=worker)
+
+    def _forget_worker(self, worker: int) -> None:
+        self._elsewhere = {name: one for name, one in self._elsewhere.items() if one[0] != worker}
+
+    # --- what is told --------------------------------------------------------------------------------------
+
     def _tell_ended(self, request: ApprovalRequest, outcome: Decision, actor: Actor) -> None:
+        self._peers.tell(_ENDED, request.id)
         data: dict[str, Any] = request.named() | {"requestId": request.id}
         if outcome in ("approved", "declined"):
             data["by"] = actor.user or ""
@@ -281,6 +340,11 @@ class Approvals:
             tool=request.tool_name,
             outcome=outcome,
         )
+
+
+def _told(request: ApprovalRequest) -> dict[str, Any]:
+    """All of it for another process."""
+    return {one.name: getattr(request, one.name) for one in fields(request)}
 
 
 def _without(arguments: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from mcpgw.access.configured_scopes import access_faults
 from mcpgw.access.permissions import ADMIN, is_admin
-from mcpgw.administration import Administration, Difference, Publish
+from mcpgw.administered import Difference
+from mcpgw.administration import Administration, Publish
 from mcpgw.audit import OK, Actor, Audit
 from mcpgw.config import Config, rule_faults, server_faults, with_values
 from mcpgw.errors import (
@@ -37,10 +38,14 @@ from mcpgw.server_definitions import ServerDefinition
 from mcpgw.setting_values import read_value
 from mcpgw.settings import SETTINGS, Value
 from mcpgw.store import Store, StoredSetting, StoreError
+from mcpgw.workers.peers import Peers
 
 _LOGGER = logging.getLogger("mcpgw.config")
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
 _STORED: Final = "the store"
+_ANOTHER: Final = "another worker"
+"""The source of a change that another process of the gateway was asked for, and has told."""
+_CHANGED: Final = "configuration"
 
 LIVE: Final = frozenset(
     {
@@ -135,6 +140,7 @@ class Configuration:
     """The configuration in force, and what was wrong with the last that was to take its place.
 
     `loaded` is as it was read, `in_force` with the settings of the store, of which `stored` has the rows.
+    `peers` are other processes with the same files and store: what one is asked to take over, all do.
     """
 
     def __init__(
@@ -149,6 +155,7 @@ class Configuration:
         audit: Audit,
         publish: Publish,
         faults: tuple[str, ...] = (),
+        peers: Peers | None = None,
     ) -> None:
         self._loaded = loaded
         self._in_force = in_force
@@ -162,6 +169,8 @@ class Configuration:
         self._faults = faults
         self._changing = asyncio.Lock()
         self._is_closed = False
+        self._peers = peers or Peers()
+        self._peers.answer(_CHANGED, lambda _, again: self.follow(again=bool(again)))
 
     @property
     def in_force(self) -> Config:
@@ -210,26 +219,13 @@ class Configuration:
             Conflict: it has faults, which ``details`` lists; the old one is in force.
             StoreError: what the store has to forget could not be written.
         """
-        async with self._audited("config.reload", "", actor), self._changing:
-            read_again = self._loaded.read_again
+        async with self._audited("config.reload", "", actor):
             try:
-                # It reads files.
-                loaded = self._loaded if read_again is None else await asyncio.to_thread(read_again)
-                wanted = with_stored(loaded, self._stored)
-                if faults := access_faults(wanted.roles, wanted.issuers):
-                    raise ConfigError(faults)  # noqa: TRY301 - one way for all that is wrong with it
-            except ConfigError as error:
-                self._refuse(error)
-                raise Conflict(
-                    "the configuration has faults; the old one is in force", details=list(error.faults)
-                ) from None
-            try:
-                applied = await self._take_over(wanted, "file" if actor is None else "rest")
-            except StoreError as error:
-                self._refuse(ConfigError([error.message]))
-                raise
-            self._loaded = loaded
-            return applied
+                async with self._changing:
+                    return await self._reload("file" if actor is None else "rest")
+            finally:
+                if actor is not None:  # each watches the files itself
+                    await self._peers.ask_all(_CHANGED, True)
 
     async def change(self, values: Mapping[str, Any], actor: Actor) -> Applied:
         """Change settings by name, and keep that; None gives one back its default.
@@ -240,17 +236,36 @@ class Configuration:
             InvalidParams: a value is none; ``details`` has each.
             StoreError: it cannot be kept; nothing was changed.
         """
-        async with self._audited("config.change", ", ".join(sorted(values))[:256], actor), self._changing:
-            self._check_places(values)
-            rows = dict(self._stored)
-            for name, value in values.items():
-                rows.pop(name, None)
-                if value is not None:
-                    rows[name] = StoredSetting(name, value, actor.user or "", 0)
-            wanted = self._checked(values, rows)
-            await self._store.settings.change(values, by=actor.user or "")
-            self._stored = rows
-            return await self._take_over(wanted, "rest")
+        async with self._audited("config.change", ", ".join(sorted(values))[:256], actor):
+            async with self._changing:
+                self._check_places(values)
+                rows = dict(self._stored)
+                for name, value in values.items():
+                    rows.pop(name, None)
+                    if value is not None:
+                        rows[name] = StoredSetting(name, value, actor.user or "", 0)
+                wanted = self._checked(values, rows)
+                await self._store.settings.change(values, by=actor.user or "")
+                self._stored = rows
+                applied = await self._take_over(wanted, "rest")
+            await self._peers.ask_all(_CHANGED, False)
+            return applied
+
+    async def follow(self, *, again: bool = False) -> None:
+        """Take over the settings that another process has changed in the store; `again`, the files too.
+
+        Whoever has changed them has told that.
+
+        Raises:
+            StoreError: the store cannot be used; what was in force stays.
+        """
+        async with self._changing:
+            stored = await self._store.settings.all()
+            if self._is_closed or (stored == self._stored and not again):
+                return
+            self._stored = stored
+            with suppress(Conflict):
+                await self._reload(_ANOTHER, again=again)
 
     async def close(self) -> None:
         """Take no changes any more; returns when what is under way has ended."""
@@ -260,6 +275,27 @@ class Configuration:
         await self._administration.close()
 
     # --- inside --------------------------------------------------------------------------------------------
+
+    async def _reload(self, source: str, *, again: bool = True) -> Applied:
+        read_again = self._loaded.read_again if again else None
+        try:
+            # It reads files.
+            loaded = self._loaded if read_again is None else await asyncio.to_thread(read_again)
+            wanted = with_stored(loaded, self._stored)
+            if faults := access_faults(wanted.roles, wanted.issuers):
+                raise ConfigError(faults)  # noqa: TRY301 - one way for all that is wrong with it
+        except ConfigError as error:
+            self._refuse(error)
+            raise Conflict(
+                "the configuration has faults; the old one is in force", details=list(error.faults)
+            ) from None
+        try:
+            applied = await self._take_over(wanted, source)
+        except StoreError as error:
+            self._refuse(ConfigError([error.message]))
+            raise
+        self._loaded = loaded
+        return applied
 
     async def _take_over(self, wanted: Config, source: str) -> Applied:
         before = self._in_force
@@ -284,7 +320,8 @@ class Configuration:
             settings=", ".join(applied.settings),
             needs_restart=", ".join(applied.needs_restart),
         )
-        self._publish("config.applied", {"source": source, **applied.to_json()})
+        if source != _ANOTHER:
+            self._publish("config.applied", {"source": source, **applied.to_json()})
         return applied
 
     def _refuse(self, error: ConfigError) -> None:

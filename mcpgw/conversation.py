@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,8 @@ FEATURES = (
     "approval",
 )
 """What a client may find in ``status.data.features``: the parts of the contract that this gateway has."""
+
+_RESPONDING: set[asyncio.Task[None]] = set()
 
 
 class Conversation:
@@ -338,9 +340,21 @@ class Conversation:
 
     def _respond(self, frame: frames.InputResponse) -> None:
         try:
-            self._session.respond(frame)
+            later = self._session.respond(frame)
         except GatewayError as error:
             self._refuse(error, None, request_id=frame.request_id)
+            return
+        if later is not None:
+            task = asyncio.create_task(self._respond_later(later, frame.request_id), name="response")
+            _RESPONDING.add(task)
+            task.add_done_callback(_RESPONDING.discard)
+
+    async def _respond_later(self, later: Awaitable[None], request_id: str) -> None:
+        try:
+            await later
+        except GatewayError as error:
+            if not self._over:
+                self._refuse(error, None, request_id=request_id)
 
     def _call(self, frame: frames.ServerRequest, principal: Principal) -> None:
         wait = self._parts.limits.try_call(principal.user)

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -31,6 +31,7 @@ _LOGGER = logging.getLogger("mcpgw.hub")
 _MOST_REFUSED = 100
 # Between a reservation and its connection lies an upgrade, which is over at once, or a goodbye.
 _STALE_SECONDS = 60.0
+_NOWHERE = (0, 0, 0)
 
 Kind: TypeAlias = Literal["websocket", "sse", "echo"]
 State: TypeAlias = Literal["counted", "waiting", "refused", "leaving", "gone"]
@@ -193,6 +194,18 @@ class Hub:
         self._refused = 0
         self._frames_in = 0
         self._frames_out = 0
+        self._elsewhere: Callable[[], Sequence[int]] = lambda: _NOWHERE
+        self._on_change: Callable[[], None] = _ignore
+
+    def share(self, elsewhere: Callable[[], Sequence[int]], on_change: Callable[[], None]) -> None:
+        """Have the limits of all hold for several processes: `elsewhere` sums up the `counts` of the others,
+        and `on_change` is called when those here are others.
+        """
+        self._elsewhere, self._on_change = elsewhere, on_change
+
+    def counts(self) -> tuple[int, int, int]:
+        """What is bounded in all: connections, those without credentials, those of echo."""
+        return len(self._admitted), self._unidentified, self._echoes
 
     def __len__(self) -> int:
         """How many connections are open."""
@@ -215,6 +228,7 @@ class Hub:
             return place
         self._admitted.add(place)
         self._accepted += 1
+        self._on_change()
         if user is None or self._by_user[user] < self._most_of(user):
             self._count(place)
         else:
@@ -278,6 +292,7 @@ class Hub:
         if place not in self._admitted:
             return
         self._admitted.discard(place)
+        self._on_change()
         self._forget_user(place)
         if place.user is not None:
             if place.state == "leaving":
@@ -372,11 +387,12 @@ class Hub:
     def _fault(self, kind: Kind, user: str | None) -> str | None:
         """Why a connection is one too many, whoever else goes; None where it is not."""
         settings = self._settings
-        if len(self._admitted) >= settings.max_connections:
+        connections, unidentified, echoes = self._elsewhere()
+        if len(self._admitted) + connections >= settings.max_connections:
             return f"the gateway has its {_connections(settings.max_connections)}"
-        if user is None and self._unidentified >= settings.max_unidentified:
+        if user is None and self._unidentified + unidentified >= settings.max_unidentified:
             return f"the gateway has its {_connections(settings.max_unidentified)} without credentials"
-        if kind == "echo" and self._echoes >= settings.max_echo:
+        if kind == "echo" and self._echoes + echoes >= settings.max_echo:
             return f"the gateway has its {_connections(settings.max_echo)} of echo"
         if user is not None and len(self._waiting.get(user, ())) >= self._most_of(user):
             return self._too_many_of_user(user)
@@ -453,6 +469,7 @@ class Hub:
     def _forget_user(self, place: Place) -> None:
         if place.state != "counted":
             return
+        self._on_change()
         if place.kind == "echo":
             self._echoes -= 1
         if place.user is None:
@@ -465,6 +482,10 @@ class Hub:
 
     def _live(self) -> set[Place]:
         return self._admitted | self._turned_away
+
+
+def _ignore() -> None:
+    """Nobody shares the limits."""
 
 
 def _connections(number: int) -> str:

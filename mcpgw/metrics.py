@@ -306,11 +306,12 @@ class Metrics:
         Reads files of ``/proc``: with thousands of connections better not on the event loop.
         """
         self._tell()
-        # The library's own choice raises for versions that are no numbers, and repeats what was sent.
-        if _accepts_openmetrics(accept):
-            body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
-            return body, OPENMETRICS_CONTENT_TYPE
-        return generate_latest(self._registry), CONTENT_TYPE
+        return written(self._registry, accept)
+
+    def families(self) -> list[Metric]:
+        """All numbers as the library has them; may run in any thread, as `render`."""
+        self._tell()
+        return list(self._registry.collect())
 
     def _counted(self) -> dict[str, _Calls]:
         """The calls by the label of their server; also asked for from other threads."""
@@ -459,6 +460,15 @@ class Metrics:
     def _base(self, channel: str) -> str:
         base = channel.partition(":")[0]
         return base if base in self._events else OTHER
+
+
+def written(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """What a registry has, as `Metrics.render` writes it."""
+    # The library's own choice raises for versions that are no numbers, and repeats what was sent.
+    if _accepts_openmetrics(accept):
+        body: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return body, OPENMETRICS_CONTENT_TYPE
+    return generate_latest(registry), CONTENT_TYPE
 
 
 def _accepts_openmetrics(accept: str) -> bool:

@@ -16,6 +16,7 @@ from mcpgw.settings import BackendSettings, CallSettings
 
 if TYPE_CHECKING:
     from mcpgw.backends.server import Server
+    from mcpgw.backends.status import BackendStatus
 
 GatewayListener = Callable[[str, str, Mapping[str, Any], str | None], None]
 """Takes the id of a server, what happened to it (``started``, ``tools_changed``, ``resources_changed`` …),
@@ -155,6 +156,10 @@ class Servers:
         """The last lines that a server wrote to its stderr; none of one that is not there."""
         server = self._servers.get(server_id)
         return () if server is None else server.status.last_lines
+
+    def statuses(self) -> list["BackendStatus"]:
+        """The present state of every server."""
+        return [server.status for server in self._servers.values()]
 
     def change_call_settings(self, settings: CallSettings) -> None:
         """Have other limits of time hold for calls from now on."""

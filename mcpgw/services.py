@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -51,7 +50,6 @@ from mcpgw.errors import AuthFailed, ConfigError
 from mcpgw.gateway import Gateway
 from mcpgw.hub import Hub, sweep_every
 from mcpgw.logs import change_log_level, log_event
-from mcpgw.memory_use import resident_bytes
 from mcpgw.metrics import Metrics
 from mcpgw.preparation import Preparation
 from mcpgw.rate_limit import UserLimits
@@ -59,13 +57,15 @@ from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
 from mcpgw.roster import Roster, make_roster
 from mcpgw.session_store import SessionStore
-from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting
+from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting, StoreError
 from mcpgw.tracing import Tracing
 from mcpgw.turns import Turns
+from mcpgw.whole_gateway import WholeGateway
 from mcpgw.wire.events import CHANNELS, EVENT_TYPES
 from mcpgw.wire.frames import CLIENT_TYPES, SERVER_TYPES
 from mcpgw.workers.membership import Membership
 from mcpgw.workers.peers import Peers
+from mcpgw.workers.totals import Totals
 
 __all__ = [
     "PENDING_SECONDS",
@@ -135,12 +135,12 @@ class Services:
     catalogs: CatalogService
     administration: Administration
     access: AccessService
-    peers: Peers = field(default_factory=Peers)
+    whole: WholeGateway
+    peers: Peers
     deadlines: Deadlines = field(default_factory=Deadlines)
     turns: Turns = field(default_factory=Turns)
     preparation: Preparation = field(default_factory=Preparation)
     _made: dict[str, tuple[Config, object]] = field(default_factory=dict, repr=False)
-    started: float = field(default_factory=time.monotonic)
 
     @property
     def config(self) -> Config:
@@ -152,36 +152,6 @@ class Services:
         """The calls that wait for an approval."""
         assert self.gateway.approvals is not None, "given when all of this was built"  # noqa: S101
         return self.gateway.approvals
-
-    def statistics(self) -> dict[str, Any]:
-        """What goes on, as JSON; ages in milliseconds, memory in bytes."""
-        hub = self.hub.statistics()
-        return {
-            "uptimeMs": round((time.monotonic() - self.started) * 1000),
-            "connections": {
-                "all": hub.connections,
-                "byKind": dict(hub.by_kind),
-                "byUser": dict(hub.by_user),
-                "unidentified": hub.unidentified,
-                "waiting": hub.waiting,
-                "closing": hub.closing,
-                "newestAgeMs": round(hub.newest_age * 1000),
-                "medianAgeMs": round(hub.median_age * 1000),
-                "oldestAgeMs": round(hub.oldest_age * 1000),
-                "accepted": hub.accepted,
-                "refused": hub.refused,
-            },
-            "frames": {"in": hub.frames_in, "out": hub.frames_out},
-            "events": {
-                "epoch": self.bus.position.epoch,
-                "published": self.bus.position.offset,
-                "subscriptions": dict(self.bus.listeners()),
-            },
-            "sessions": len(self.sessions),
-            "calls": self.gateway.counts.to_json(),
-            "errors": self.metrics.errors(),
-            "memory": {"residentBytes": resident_bytes()},
-        }
 
     @contextmanager
     def visiting(self, principal: Principal) -> Iterator[Caller]:
@@ -372,6 +342,37 @@ async def _watched(configuration: Configuration, seen: Seen) -> AsyncIterator[No
 
 
 @asynccontextmanager
+async def _followed(
+    peers: Peers, administration: Administration, configuration: Configuration
+) -> AsyncIterator[None]:
+    """Inside the block, look at the store again when a worker has come or gone: one that has just come may
+    have read it before a change, and one that has gone may have told nobody of its last.
+    """
+    if peers.is_alone:
+        yield
+        return
+    stirred = asyncio.Event()
+    peers.on_came(lambda _: stirred.set())
+    peers.on_gone(lambda _: stirred.set())
+
+    async def follow() -> None:
+        while True:
+            await stirred.wait()
+            stirred.clear()
+            with suppress(StoreError):  # it is in the log
+                await administration.follow()
+                await configuration.follow()
+
+    task = asyncio.create_task(follow(), name="follow")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
 async def running_services(loaded: Config, peers: Peers | None = None) -> AsyncIterator[Services]:
     """Build everything, start the backends, and end them when left; `peers` are the other processes.
 
@@ -432,6 +433,11 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
         rooms = Rooms(bus)
         most = min(config.rooms.max_connections_per_guest, config.server.max_connections_per_user)
         hub = Hub(config.server, limit_of=lambda user: most if room_of(user) is not None else None)
+        connections = Totals(peers, "connections", hub.counts)
+        hub.share(connections.elsewhere, connections.changed)
+        whole = WholeGateway(
+            gateway=gateway, hub=hub, bus=bus, sessions=sessions, metrics=metrics, peers=peers
+        )
         limits = UserLimits(
             config.calls.rate, config.calls.burst, config.websocket.frames_rate, config.websocket.frames_burst
         )
@@ -452,6 +458,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                     stored=stored.servers,
                     switches=stored.switches,
                     roster=stored.roster,
+                    peers=peers,
                 )
                 configuration = Configuration(
                     stored.loaded,
@@ -463,9 +470,10 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                     audit=audit,
                     publish=bus.publish,
                     faults=stored.faults,
+                    peers=peers,
                 )
                 records = CallRecords(bus, audit, metrics)
-                gateway.approvals = Approvals(bus, audit)
+                gateway.approvals = Approvals(bus, audit, peers)
                 mcp = McpEntrance(
                     gateway, limits, records, config.mcp, max_body_size=config.server.max_body_size
                 )
@@ -483,11 +491,12 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                     on_change=lambda judge: _review(judge, hub, sessions, mcp),
                     on_rooms=rooms.follow,
                     max_rooms=config.rooms.max_open,
-                    worker=0 if peers.is_alone else peers.number,
+                    peers=peers,
                 )
                 try:
                     async with (
                         _watched(configuration, stored.seen),
+                        _followed(peers, administration, configuration),
                         running_access(access, tidy_interval=config.server.sweep_interval),
                     ):
                         yield Services(
@@ -507,6 +516,7 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
                             catalogs,
                             administration,
                             access,
+                            whole,
                             peers,
                         )
                 finally:

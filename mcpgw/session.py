@@ -403,8 +403,10 @@ class Session:
         if self.outlet is not None:
             self.outlet.say_result(encode_result(frame, None))
 
-    def respond(self, frame: frames.InputResponse) -> None:
+    def respond(self, frame: frames.InputResponse) -> Awaitable[None] | None:
         """Take the client's answer to what it was asked: by a server in mid-call, or to approve a call.
+
+        None where that is done; else await what is answered, see `Approvals.decide`.
 
         Raises:
             UnknownCall: nothing of the kind is open any more.
@@ -417,8 +419,8 @@ class Session:
             if call is not None and call.hidden:
                 raise PermissionDenied(_HIDDEN_CALL)
             self.inputs.respond(frame)
-            return
-        approvals.decide(
+            return None
+        return approvals.decide(
             self._principal,
             frame.request_id,
             frame.action,

@@ -24,6 +24,7 @@ from mcpgw.errors import AuthFailed, Conflict, QueueFull, RateLimited
 from mcpgw.rate_limit import TokenBucket, retry_after_ms
 from mcpgw.store import OpenRoom, Store, StoredGuest, StoredRoom
 from mcpgw.store.runner import now
+from mcpgw.workers.peers import Peers
 
 GUESSES_OF_ADDRESS: Final = 30
 GUESSES_OF_ALL: Final = 200
@@ -31,6 +32,7 @@ _RATE_OF_ADDRESS = 0.5
 _RATE_OF_ALL = 2.0
 _MOST_ADDRESSES = 10_000
 _CREDENTIALS = "room code"
+_TOPIC = "room codes"
 _NO_ROOM = "no room has this code now: look at it again, or ask the host for a new one"
 
 
@@ -46,12 +48,17 @@ class Joined:
 
 
 class Guesses:
-    """Bounds how many codes are tried, from one address and from all; `clock` is monotonic, in seconds."""
+    """Bounds how many codes are tried, from one address and from all; `clock` is monotonic, in seconds.
 
-    def __init__(self, *, clock: Callable[[], float] | None = None) -> None:
+    Those that are tried at other workers, which are told as `peers`, count too.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] | None = None, peers: Peers | None = None) -> None:
         self._clock = {} if clock is None else {"clock": clock}
         self._all = TokenBucket(_RATE_OF_ALL, GUESSES_OF_ALL, **self._clock)
         self._by_network: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._peers = peers or Peers()
+        self._peers.listen(_TOPIC, self._hear)
 
     def __len__(self) -> int:
         """How many addresses are remembered."""
@@ -63,6 +70,30 @@ class Guesses:
         Raises:
             RateLimited: there were too many; says when to come again.
         """
+        if wait := self._take(network):
+            raise RateLimited("too many wrong codes: wait", retry_after_ms=retry_after_ms(wait))
+        self._peers.tell(_TOPIC, [network, True])
+
+    def was_right(self, network: str) -> None:
+        """The code that was looked at last was a room's."""
+        self._put_back(network)
+        self._peers.tell(_TOPIC, [network, False])
+
+    def sweep(self) -> int:
+        """Forget addresses that may guess as often as at first; returns how many."""
+        idle = [network for network, bucket in self._by_network.items() if bucket.is_full]
+        for network in idle:
+            del self._by_network[network]
+        return len(idle)
+
+    def _hear(self, _: int, told: tuple[str, bool]) -> None:
+        network, is_guess = told
+        if is_guess:
+            self._take(network)
+        else:
+            self._put_back(network)
+
+    def _take(self, network: str) -> float:
         bucket = self._by_network.get(network)
         if bucket is None:
             while len(self._by_network) >= _MOST_ADDRESSES:
@@ -74,33 +105,26 @@ class Guesses:
         wait = bucket.try_take()
         if not wait and (wait := self._all.try_take()):
             bucket.put_back()
-        if wait:
-            raise RateLimited("too many wrong codes: wait", retry_after_ms=retry_after_ms(wait))
+        return wait
 
-    def was_right(self, network: str) -> None:
-        """The code that was looked at last was a room's."""
+    def _put_back(self, network: str) -> None:
         self._all.put_back()
         if (bucket := self._by_network.get(network)) is not None:
             bucket.put_back()
-
-    def sweep(self) -> int:
-        """Forget addresses that may guess as often as at first; returns how many."""
-        idle = [network for network, bucket in self._by_network.items() if bucket.is_full]
-        for network in idle:
-            del self._by_network[network]
-        return len(idle)
 
 
 class Joining:
     """Lets guests in; `authority` knows the rooms that are open."""
 
-    def __init__(self, store: Store, tokens: Tokens, *, authority: Authority, audit: Audit) -> None:
+    def __init__(
+        self, store: Store, tokens: Tokens, *, authority: Authority, audit: Audit, peers: Peers
+    ) -> None:
         self._store = store
         self._tokens = tokens
         self._codes = Codes(tokens)
         self._authority = authority
         self._audit = audit
-        self.guesses = Guesses()
+        self.guesses = Guesses(peers=peers)
 
     async def join(self, code: str, name: str, visitor: Visitor) -> Joined:
         """Let somebody in who knows the code of a room.

@@ -14,7 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Any, Final
+
+from mcpgw.workers.peers import Peers
 
 Clock = Callable[[], float]
 
@@ -61,6 +63,15 @@ class Lockout:
         self._maximum = maximum
         self._clock = clock
         self._known: OrderedDict[str, _Failures] = OrderedDict()
+        self._peers = Peers()
+        self._topic = ""
+
+    def share(self, peers: Peers, topic: str) -> None:
+        """Count what comes to the other workers too: they tell each other of every attempt by `topic`."""
+        if not peers.is_alone:
+            self._peers, self._topic = peers, topic
+            peers.listen(topic, self._hear)
+            peers.on_came(self._tell_all)
 
     def __len__(self) -> int:
         """How many are remembered."""
@@ -73,6 +84,53 @@ class Lockout:
 
     def attempt(self, name: str) -> None:
         """An attempt begins: it has failed as long as nobody says that it has not."""
+        self._attempt(name)
+        self._peers.tell(self._topic, ["attempt", name])
+
+    def take_back(self, name: str) -> None:
+        """The last attempt has not failed; those before it still count."""
+        self._take_back(name)
+        self._peers.tell(self._topic, ["take_back", name])
+
+    def forget(self, name: str) -> None:
+        """All is well: nothing has failed."""
+        self._forget(name)
+        self._peers.tell(self._topic, ["forget", name])
+
+    def sweep(self) -> int:
+        """Forget what is long ago; returns how many."""
+        limit = self._clock() - _FORGIVEN_AFTER
+        old = [name for name, found in self._known.items() if found.last < limit]
+        for name in old:
+            del self._known[name]
+        return len(old)
+
+    # --- several workers -----------------------------------------------------------------------------------
+
+    def _hear(self, _: int, told: list[Any]) -> None:
+        match told:
+            case ["attempt", str(name)]:
+                self._attempt(name)
+            case ["take_back", str(name)]:
+                self._take_back(name)
+            case ["forget", str(name)]:
+                self._forget(name)
+            case ["known", list(known)]:
+                now = self._clock()
+                for name, count, last, until in known:
+                    if name not in self._known and len(self._known) < self._maximum:
+                        self._known[name] = _Failures(count, now - last, now + until)
+
+    def _tell_all(self, newcomer: int) -> None:
+        """Tell a worker that knows nothing yet, as seconds from now; one of the others is enough."""
+        if self._known and self._peers.number == min(self._peers.present - {newcomer} | {self._peers.number}):
+            now = self._clock()
+            known = [[name, one.count, now - one.last, one.until - now] for name, one in self._known.items()]
+            self._peers.tell(self._topic, ["known", known], to=newcomer)
+
+    # --- counting ------------------------------------------------------------------------------------------
+
+    def _attempt(self, name: str) -> None:
         now = self._clock()
         found = self._of(name)
         if found is None:
@@ -86,8 +144,7 @@ class Lockout:
             found.until = now + min(self._longest, _FIRST_PAUSE * 2.0 ** min(beyond, 20))
         self._known.move_to_end(name)
 
-    def take_back(self, name: str) -> None:
-        """The last attempt has not failed; those before it still count."""
+    def _take_back(self, name: str) -> None:
         found = self._known.get(name)
         if found is not None:
             found.count -= 1
@@ -95,17 +152,8 @@ class Lockout:
             if found.count <= 0:
                 del self._known[name]
 
-    def forget(self, name: str) -> None:
-        """All is well: nothing has failed."""
+    def _forget(self, name: str) -> None:
         self._known.pop(name, None)
-
-    def sweep(self) -> int:
-        """Forget what is long ago; returns how many."""
-        limit = self._clock() - _FORGIVEN_AFTER
-        old = [name for name, found in self._known.items() if found.last < limit]
-        for name in old:
-            del self._known[name]
-        return len(old)
 
     def _of(self, name: str) -> _Failures | None:
         found = self._known.get(name)

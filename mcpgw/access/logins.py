@@ -25,6 +25,7 @@ from mcpgw.rate_limit import UserLimits, retry_after_ms
 from mcpgw.settings import AuthSettings
 from mcpgw.store import By, Store, StoredLogin, StoredUser
 from mcpgw.store.runner import now
+from mcpgw.workers.peers import Peers
 
 REFRESH_PREFIX: Final = "mcpgw-refresh-"
 """How every refresh token begins, so that searches for lost secrets find it."""
@@ -59,7 +60,7 @@ class Visitor:
 
 class Logins:
     """Lets users in, on and out. `refresh_known` makes the gateway hold to what the store has now, and
-    `take_over` too, as soon as that can be read.
+    `take_over` too, as soon as that can be read. `peers` are the workers that count failures together.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Logins:
         settings: AuthSettings,
         refresh_known: Callable[[], Awaitable[None]],
         take_over: Callable[[], Awaitable[None]],
+        peers: Peers | None = None,
     ) -> None:
         self._store = store
         self._tokens = tokens
@@ -85,6 +87,13 @@ class Logins:
         self._pairs = Lockout(PAIR_FREE)
         self._accounts = Lockout(ACCOUNT_FREE, longest=ACCOUNT_PAUSE)
         self._addresses = Lockout(ADDRESS_FREE)
+        if peers is not None:
+            for name, lockout in (
+                ("pairs", self._pairs),
+                ("accounts", self._accounts),
+                ("addresses", self._addresses),
+            ):
+                lockout.share(peers, f"failed logins of {name}")
         self._refresh_key = tokens.derived_key("refresh")
         self._requests = UserLimits(settings.rate, settings.burst, settings.rate, settings.burst)
 

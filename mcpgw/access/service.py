@@ -30,6 +30,7 @@ from mcpgw.store.logins import revoked_since
 from mcpgw.store.rooms import open_rooms
 from mcpgw.store.runner import now
 from mcpgw.store.tables import USERS
+from mcpgw.workers.peers import Peers
 
 _LOGGER = logging.getLogger("mcpgw.access")
 _COMMAND_LINE = "command line"
@@ -37,6 +38,8 @@ _GATEWAY = "gateway"
 _MARGIN_SECONDS = 60.0
 _TELL_SECONDS = 0.25
 _LAST_SECONDS = 2.0
+_OTHERS_SECONDS = 2.0
+_CHANGED = "access"
 
 
 class AccessService:
@@ -45,7 +48,7 @@ class AccessService:
     `first_link` is the secret of the link for the first admin, as long as nobody has ever come in.
     `on_change` is called with `Authority.review` whenever somebody may now do more or less than before, and
     `on_rooms` before it with the rooms that are open to guests, of which there may be `max_rooms`.
-    `worker` is the number of this process where there are several.
+    `peers` are the other workers, which are told of every change, and read it too.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class AccessService:
         on_change: Callable[[Callable[[Principal], Principal]], None],
         on_rooms: Callable[[Mapping[str, OpenRoom]], None],
         max_rooms: int,
-        worker: int = 0,
+        peers: Peers,
     ) -> None:
         self._store = store
         self._tokens = tokens
@@ -76,6 +79,7 @@ class AccessService:
         self._has_untold = False
         self._over: frozenset[str] = frozenset()
         self._reading = asyncio.Lock()
+        self._peers = peers
         self.first_link: str | None = None
         self.issuers = issuers
         self.authority = Authority(tokens, roles, issuers=issuers)
@@ -88,6 +92,7 @@ class AccessService:
             settings=settings,
             refresh_known=self.read_changes,
             take_over=self.take_over,
+            peers=peers,
         )
         self.openid = OpenIdLogins(
             store,
@@ -98,11 +103,12 @@ class AccessService:
             roles=roles,
             key=tokens.derived_key("openid login"),
         )
-        self.tickets = Tickets(settings.ticket_time, worker=worker)
+        self.tickets = Tickets(settings.ticket_time, peers=peers)
         self.keys = Keys(store)
         self.workshops = Workshops(store, tokens, roles, most=max_rooms)
-        self.joining = Joining(store, tokens, authority=self.authority, audit=audit)
+        self.joining = Joining(store, tokens, authority=self.authority, audit=audit, peers=peers)
         self.xsrf = XsrfTokens(tokens.derived_key("xsrf"))
+        peers.answer(_CHANGED, lambda *_: self._read_changes())
 
     @property
     def accounts(self) -> Accounts:
@@ -135,11 +141,17 @@ class AccessService:
         return principal
 
     async def read_changes(self) -> None:
-        """Hold everybody to what the store and the configuration have now.
+        """Hold everybody to what the store and the configuration have now, in all workers.
 
         Raises:
             StoreError: the store cannot be read; what was known stays.
         """
+        await self._read_changes()
+        # Whoever is told that something is done may ask another worker next.
+        await self._peers.ask_all(_CHANGED, seconds=_OTHERS_SECONDS)
+
+    async def _read_changes(self) -> bool:
+        """Hold everybody to what there is now; whether there was something new. Raises StoreError."""
         async with self._reading:
             newest, roles = await self._store.changes.newest(), self._roles()
             issuers = self.issuers.settings
@@ -147,8 +159,9 @@ class AccessService:
             if newest == self._seen and is_same:
                 if self._has_untold:
                     await self._tell_untold()
-                return
-            if newest != self._seen:
+                return False
+            has_changed = newest != self._seen
+            if has_changed:
                 self.authority.learn(await self._store.run(self._read, reads=True))
                 self._has_untold = True
                 self._on_rooms(self._open_rooms())
@@ -160,6 +173,12 @@ class AccessService:
                 self._seen, self._seen_roles, self._seen_issuers = newest, roles, issuers
             finally:
                 await telling
+            return has_changed
+
+    async def _follow(self) -> None:
+        """Read what has changed, and have the others read it as soon."""
+        if await self._read_changes():
+            await self._peers.ask_all(_CHANGED, seconds=_OTHERS_SECONDS)
 
     async def take_over(self) -> None:
         """Hold everybody to a change that is in the store already.
@@ -178,9 +197,10 @@ class AccessService:
         Raises:
             StoreError: the store cannot be read or written.
         """
-        if self._tokens.can_issue:
+        # A new link ends the one before: what was shown must outlive a worker that begins again.
+        if self._tokens.can_issue and self._peers.is_first and not self._peers.present:
             self.first_link = await self.accounts.first_link()
-        await self.read_changes()
+        await self._read_changes()
 
     async def watch(self) -> None:
         """Look for changes again and again, until cancelled."""
@@ -189,7 +209,7 @@ class AccessService:
             await asyncio.sleep(self._settings.watch_interval)
             fault = ""
             # One after the other: what cannot be written keeps nothing from being read.
-            for work in (self._end_rooms, self.read_changes):
+            for work in (self._end_rooms, self._follow):
                 try:
                     await work()
                 except StoreError as error:
@@ -231,7 +251,10 @@ class AccessService:
         """
         self.logins.sweep()
         self.joining.sweep()
+        self.tickets.sweep()
         await self.note_used()
+        if not self._peers.is_first:
+            return
         await self._store.logins.prune()
         await self._store.rooms.prune()
         await self._store.changes.prune()

@@ -14,6 +14,8 @@ from typing import Final, Literal, TypeAlias
 from mcpgw.access.accounts import digest
 from mcpgw.access.tokens import Principal
 from mcpgw.errors import AuthFailed, QueueFull
+from mcpgw.workers.peers import Peers
+from mcpgw.workers.totals import Totals
 
 Purpose: TypeAlias = Literal["websocket", "events"]
 
@@ -35,22 +37,24 @@ class _Ticket:
 class Tickets:
     """The tickets that were given out and not used yet, in memory; `seconds` is how long one is good.
 
-    `worker` is the number of the process that has them, which each of them names; 0 where there is but one.
+    Where there are several processes, a ticket names the one that has it, and `peers` bounds those of all.
     `clock` is monotonic, in seconds.
     """
 
     def __init__(
-        self, seconds: float, *, worker: int = 0, clock: Callable[[], float] = time.monotonic
+        self, seconds: float, *, peers: Peers | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        peers = peers or Peers()
         self._seconds = seconds
-        self._prefix = f"{TICKET_PREFIX}{worker}." if worker else TICKET_PREFIX
+        self._prefix = TICKET_PREFIX if peers.is_alone else f"{TICKET_PREFIX}{peers.number}."
         self._clock = clock
         self._given: OrderedDict[str, _Ticket] = OrderedDict()
         self._by_user: Counter[str] = Counter()
+        self._totals = Totals(peers, "tickets", lambda: (len(self._given),))
 
     def __len__(self) -> int:
         """How many could be used."""
-        self._sweep()
+        self.sweep()
         return len(self._given)
 
     def give(self, principal: Principal, purpose: Purpose) -> str:
@@ -59,12 +63,14 @@ class Tickets:
         Raises:
             QueueFull: too many were given out and not used, to this user or in all.
         """
-        self._sweep()
-        if len(self._given) >= _MOST or self._by_user[principal.user] >= _MOST_OF_A_USER:
+        self.sweep()
+        (elsewhere,) = self._totals.elsewhere()
+        if len(self._given) + elsewhere >= _MOST or self._by_user[principal.user] >= _MOST_OF_A_USER:
             raise QueueFull("too many tickets were not used yet", retry_after_ms=round(self._seconds * 1000))
         secret = self._prefix + secrets.token_urlsafe(32)
         self._given[digest(secret)] = _Ticket(principal, purpose, self._clock() + self._seconds)
         self._by_user[principal.user] += 1
+        self._totals.changed()
         return secret
 
     def take(self, secret: str, purpose: Purpose) -> Principal:
@@ -73,7 +79,7 @@ class Tickets:
         Raises:
             AuthFailed: there is no such ticket, or not any more, or not for this.
         """
-        self._sweep()
+        self.sweep()
         ticket = self._given.get(digest(secret))
         if ticket is None:
             raise AuthFailed("the ticket does not hold: it was used, is too old, or none")
@@ -84,7 +90,8 @@ class Tickets:
             raise AuthFailed("the ticket is for another purpose")
         return ticket.principal
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Forget those that are too old."""
         now = self._clock()
         while self._given:
             oldest = next(iter(self._given))
@@ -94,6 +101,7 @@ class Tickets:
 
     def _forget(self, name: str) -> None:
         user = self._given.pop(name).principal.user
+        self._totals.changed()
         self._by_user[user] -= 1
         if not self._by_user[user]:
             del self._by_user[user]

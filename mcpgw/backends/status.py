@@ -107,6 +107,12 @@ class BackendStatus:
     last_lines: tuple[str, ...] = ()
     full_reason: str | None = None
 
+    def to_state(self, *, detail: bool = False) -> dict[str, Any]:
+        """What of the REST form may be another one in each process of a gateway, in short."""
+        members = self.to_json(detail=detail)
+        names = ("state", "since", "tools", "failures", "nextTryAt", "reason")
+        return {name: members[name] for name in names if name in members}
+
     def to_json(self, *, detail: bool = False) -> dict[str, Any]:
         """The REST form: times in milliseconds since the epoch, what is unknown left out.
 

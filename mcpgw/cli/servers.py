@@ -53,10 +53,22 @@ def list_all(connection: ConnectionOptions, as_json: bool) -> None:
         say_json({"servers": listed})
         return
     rows = [
-        [server.get(name, "") for name in ("id", "state", "transport", "tools", "reason")]
+        [
+            server.get("id", ""),
+            _states(server),
+            *(server.get(name, "") for name in ("transport", "tools", "reason")),
+        ]
         for server in listed
     ]
     say_table(["Server", "State", "Transport", "Tools", "Reason"], rows, "There are no servers.")
+
+
+def _states(server: dict[str, Any]) -> str:
+    """The state of a server; where it is another one in each process of the gateway, those of all."""
+    workers = server.get("workers")
+    if not isinstance(workers, list):
+        return str(server.get("state", ""))
+    return ", ".join(f"{one.get('worker')}: {one.get('state')}" for one in workers if isinstance(one, dict))
 
 
 @servers.command()

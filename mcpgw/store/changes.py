@@ -53,18 +53,21 @@ class ChangeTable:
 
     async def take_untold(self) -> list[AccessChange]:
         """The changes that no audit log has yet, oldest first; the caller writes them into its own."""
-        untold = ACCESS_CHANGES.c.told.is_(False)
-        query = select(ACCESS_CHANGES).where(untold).order_by(ACCESS_CHANGES.c.id)
+        # In one statement: of several gateways that take at once, each change is given to one.
+        mine = update(ACCESS_CHANGES).where(ACCESS_CHANGES.c.told.is_(False)).values(told=True)
 
         def take(connection: Connection) -> list[AccessChange]:
-            found = [_change(row) for row in connection.execute(query)]
-            if found:
-                numbers = [change.number for change in found]
-                mine = ACCESS_CHANGES.c.id.in_(numbers)
-                connection.execute(update(ACCESS_CHANGES).where(mine).values(told=True))
-            return found
+            taken = [_change(row) for row in connection.execute(mine.returning(ACCESS_CHANGES))]
+            return sorted(taken, key=lambda change: change.number)
 
+        if not await self._run(self._has_untold, reads=True):
+            return []
         return await self._run(take)
+
+    @staticmethod
+    def _has_untold(connection: Connection) -> bool:
+        untold = select(ACCESS_CHANGES.c.id).where(ACCESS_CHANGES.c.told.is_(False)).limit(1)
+        return connection.execute(untold).first() is not None
 
     async def prune(self) -> None:
         """Forget what is told and older than a week, but for the newest, whose number must not come again."""

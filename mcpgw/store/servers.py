@@ -1,7 +1,7 @@
 """Definitions of servers that were added while the gateway ran."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,18 +53,20 @@ class ServerTable:
 
         Raises ValueError where `table` is no JSON.
         """
-        content = json.dumps(dict(table), allow_nan=False)
-        moment = now()
-        changed = {"definition": content, "enabled": enabled, "updated_by": by, "updated_at": moment}
-
-        def write(connection: Connection) -> StoredServer:
-            known = connection.execute(update(SERVERS).where(SERVERS.c.name == name).values(**changed))
-            if known.rowcount == 0:
-                added = {"name": name, "created_by": by, "created_at": moment, **changed}
-                connection.execute(insert(SERVERS).values(**added))
-            return _server(connection.execute(select(SERVERS).where(SERVERS.c.name == name)).one())
-
+        write = _writer(name, table, enabled=enabled, by=by)
         return await self._run(write)
+
+    async def put_after(
+        self, known: StoredServer | None, name: str, table: Mapping[str, Any], *, enabled: bool, by: str
+    ) -> StoredServer | None:
+        """As `put`, if what is there is `known`; else nothing is done, and the answer is None."""
+        write = _writer(name, table, enabled=enabled, by=by)
+        return await self._run(lambda c: write(c) if _present(c, name) == known else None)
+
+    async def delete_after(self, known: StoredServer) -> bool:
+        """Remove one, if it is as `known`; else nothing is done, and the answer is false."""
+        query = delete(SERVERS).where(SERVERS.c.name == known.name)
+        return await self._run(lambda c: _present(c, known.name) == known and c.execute(query).rowcount > 0)
 
     async def set_enabled(self, name: str, enabled: bool, *, by: str) -> bool:
         """Switch one on or off; whether there is one of this name."""
@@ -76,6 +78,29 @@ class ServerTable:
         """Remove one; whether there was one of this name."""
         query = delete(SERVERS).where(SERVERS.c.name == name)
         return await self._run(lambda c: c.execute(query).rowcount > 0)
+
+
+def _writer(
+    name: str, table: Mapping[str, Any], *, enabled: bool, by: str
+) -> Callable[[Connection], StoredServer]:
+    content = json.dumps(dict(table), allow_nan=False)
+    moment = now()
+    changed = {"definition": content, "enabled": enabled, "updated_by": by, "updated_at": moment}
+
+    def write(connection: Connection) -> StoredServer:
+        known = connection.execute(update(SERVERS).where(SERVERS.c.name == name).values(**changed))
+        if known.rowcount == 0:
+            added = {"name": name, "created_by": by, "created_at": moment, **changed}
+            connection.execute(insert(SERVERS).values(**added))
+        return _server(connection.execute(select(SERVERS).where(SERVERS.c.name == name)).one())
+
+    return write
+
+
+def _present(connection: Connection, name: str) -> StoredServer | None:
+    """What is there, and stays so until the transaction ends."""
+    row = connection.execute(select(SERVERS).where(SERVERS.c.name == name).with_for_update()).first()
+    return None if row is None else _server(row)
 
 
 def _server(row: Row[Any]) -> StoredServer:

@@ -48,14 +48,15 @@ async def scraped(
 ) -> AsyncIterator[Scraped]:
     """A gateway whose metrics can be read inside the block."""
     gateway = await start_gateway(settings={"metrics.public": public})
-    metrics = Metrics(servers=["memory"], frame_types=["ping"], channels=["servers"])
     routes = [(r"/metrics", MetricsHandler)]
-    server = HTTPServer(Application(routes, services=gateway.services, metrics=metrics))
+    server = HTTPServer(Application(routes, services=gateway.services))
     sockets = bind_sockets(0, "127.0.0.1")
     path = folder / "socket"
     server.add_sockets([*sockets, bind_unix_socket(str(path))])
     try:
-        yield Scraped(gateway, metrics, f"http://127.0.0.1:{sockets[0].getsockname()[1]}", path)
+        yield Scraped(
+            gateway, gateway.services.metrics, f"http://127.0.0.1:{sockets[0].getsockname()[1]}", path
+        )
     finally:
         server.stop()
         await server.close_all_connections()
