@@ -478,13 +478,14 @@ class OpenToolCall:
         if self._on_end is not None:
             self._on_end = None
             self._connection._close_request(self.opened, abandoned=True)  # noqa: SLF001 - the two are one
-            if self.call is not None:
-                self._direct.cancel(self.call)
+            call, self.call = self.call, None  # the two would keep each other
+            if call is not None:
+                self._direct.cancel(call)
 
     def end(self, raw: dict[str, Any] | None, error: types.ErrorData | None) -> None:
         """Its answer has come, or never will."""
         on_end, self._on_end = self._on_end, None
-        self.call = None  # the two would keep each other
+        self.call = None  # as in `cancel`
         if on_end is None:
             return
         connection = self._connection
