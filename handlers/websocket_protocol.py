@@ -36,6 +36,7 @@ from tornado.websocket import (
 
 from mcpgw.deadlines import Deadline, Deadlines
 from mcpgw.errors import CloseCode
+from mcpgw.turns import in_batch
 
 _CONTINUATION = 0x0
 _TEXT = 0x1
@@ -270,7 +271,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
     def _take_frames(self, _handled: object = None) -> None:
         """Take every frame that is there as a whole, unless one has to be waited for; then read on."""
         try:
-            waited_for = self._take_input()
+            waited_for = in_batch(self._take_input)
         except BaseException:
             self._end_reading()
             raise  # a fault in this file: what handlers raise is dealt with elsewhere
