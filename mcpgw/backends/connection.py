@@ -94,6 +94,7 @@ class Connection:
         self._open: dict[_OpenRequest, float] = {}
         self._abandoned: dict[Asker, float] = {}
         self._listing = asyncio.Lock()
+        self._revision: tuple[str, bool] | None = None
         self.client = Client(
             self._tap,
             mode="auto",
@@ -140,6 +141,14 @@ class Connection:
     def is_modern(self) -> bool:
         """Whether it speaks a revision without a handshake (2026-07-28 and later)."""
         return self.client.session.discover_result is not None
+
+    @property
+    def revision(self) -> tuple[str, bool]:
+        """The protocol version of answers, and whether it is a modern one; the handshake decides for good."""
+        if self._revision is None:
+            version = self.client.session.protocol_version
+            self._revision = version or types.LATEST_PROTOCOL_VERSION, self.is_modern
+        return self._revision
 
     @property
     def capabilities(self) -> types.ServerCapabilities:
@@ -493,9 +502,9 @@ class OpenToolCall:
         if raw is None:
             on_end(None, MCPError.from_error_data(error or NO_ANSWER))
             return
-        version = connection.client.session.protocol_version or types.LATEST_PROTOCOL_VERSION
+        version, is_modern = connection.revision
         try:
-            raw = checked(raw, version, is_modern=connection.is_modern)
+            raw = checked(raw, version, is_modern=is_modern)
         except ValidationError as fault:
             on_end(None, fault)
         else:

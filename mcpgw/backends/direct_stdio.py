@@ -110,10 +110,13 @@ class GatheredWriter:
         self._lines: list[bytes] = []
         self._ids: list[types.RequestId] = []
         self._size = 0
+        self._unread = 0
 
     def write(self, line: bytes, request_id: types.RequestId | None = None) -> None:
         """Write one message at the end of this batch or turn; where that cannot be done, its request ends."""
-        if self._size + self._pipe.get_write_buffer_size() > self._max_waiting:
+        if not self._lines:
+            self._unread = self._pipe.get_write_buffer_size()
+        if self._unread + self._size > self._max_waiting:
             self._give_up("it does not read its stdin")
             raise _not_sent()
         if self._pipe.is_closing():
