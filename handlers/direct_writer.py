@@ -11,7 +11,7 @@ from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from mcpgw.hub import Place
 from mcpgw.outbox import Outbox
 from mcpgw.services import WriterParts
-from mcpgw.turns import is_in_batch, put_off
+from mcpgw.turns import MOST_PUT_OFF, is_in_batch, put_off
 from mcpgw.wire.deliveries import Delivery
 
 _CHUNK = 65536
@@ -138,7 +138,8 @@ class DirectWriter:
             return
         self._together.append((frame, source, key))
         self._together_size += len(frame)
-        if len(self._together) >= _MOST_TOGETHER or self._together_size >= _CHUNK:
+        most = MOST_PUT_OFF if is_in_batch() else _MOST_TOGETHER
+        if len(self._together) >= most or self._together_size >= _CHUNK:
             self._write_together()
 
     def _write_together(self) -> None:

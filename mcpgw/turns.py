@@ -8,7 +8,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
+
+MOST_PUT_OFF: Final = 16
+"""Most that is put off together in a batch: who waits for it begins while the rest is worked on."""
 
 _LOGGER = logging.getLogger("mcpgw.turns")
 

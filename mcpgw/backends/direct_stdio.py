@@ -19,7 +19,7 @@ from mcpgw.backends.direct_dispatcher import DirectDispatcher
 from mcpgw.backends.failures import LocalFault, local_error
 from mcpgw.backends.stdio import MessageReader, MessageWriter, StdioTransport
 from mcpgw.backends.tap import Tap
-from mcpgw.turns import put_off
+from mcpgw.turns import MOST_PUT_OFF, put_off
 
 _MOST_HANDLED = 256
 
@@ -114,6 +114,8 @@ class GatheredWriter:
 
     def write(self, line: bytes, request_id: types.RequestId | None = None) -> None:
         """Write one message at the end of this batch or turn; where that cannot be done, its request ends."""
+        if len(self._lines) >= MOST_PUT_OFF:
+            self._flush()  # before this one is added: whoever waits for it is not known yet
         if not self._lines:
             self._unread = self._pipe.get_write_buffer_size()
         if self._unread + self._size > self._max_waiting:
@@ -132,6 +134,8 @@ class GatheredWriter:
         lines, self._lines = self._lines, []
         ids, self._ids = self._ids, []
         self._size = 0
+        if not lines:
+            return
         if not self._pipe.is_closing():
             unread = self._pipe.get_write_buffer_size()
             self._pipe.write(lines[0] if len(lines) == 1 else b"".join(lines))
