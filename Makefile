@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# How many processes run the tests side by side. Most tests wait more than they compute: one more than there are
-# cores, and never more than nine.
-WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 9)))
+# How many processes run the tests side by side. Most tests wait more than they compute: two more than there are
+# cores, and never more than ten.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 2 : 10)))
 
 # The version of the Python that was given or, without one, of what is installed already, else of python3. It is
 # part of a stamp's name, so that another Python means another installation.
@@ -73,8 +73,9 @@ tests/node_modules/.chromium/fonts.conf: tests/support/chromium.mjs tests/node_m
 run: $(VENV)/installed-run
 	$(BIN)/mcpgw serve
 
+# Each process rewrites the tests' modules for itself where none may be kept: seconds that the next run need not wait.
 test: $(VENV)/installed-test $(VENV)/node-20 tests/node_modules/.installed tests/node_modules/.chromium/fonts.conf
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from mcpgw.hub import Place
 from mcpgw.outbox import Outbox
 from mcpgw.services import WriterParts
+from mcpgw.turns import MOST_PUT_OFF, is_in_batch, put_off
 from mcpgw.wire.deliveries import Delivery
 
 _CHUNK = 65536
@@ -31,8 +32,8 @@ class DirectWriter:
     """Sends whole frames to one reader, in order, and never waits for it.
 
     Past Tornado's stream: as long as nothing waits, an event costs one call and one system call. What comes
-    more than once in one turn of the event loop goes out together at its end. What the reader does not take
-    waits in an outbox, which is there only as long as it is needed.
+    more than once in one turn of the event loop goes out together at its end, and what comes in a batch
+    at the end of that. What the reader does not take waits in an outbox, as long as one is needed.
     """
 
     __slots__ = (
@@ -115,7 +116,7 @@ class DirectWriter:
 
     def send(self, frame: bytes, source: str | None = None) -> None:
         """Send a frame that must not be lost; with a `source`, one that may be dropped for a slow reader."""
-        if self._is_idle and self._turn != self._turns.number:
+        if self._is_idle and self._turn != self._turns.number and not is_in_batch():
             self._turns.begin()
             self._turn = self._turns.number
             self._write(frame, 1)
@@ -124,19 +125,21 @@ class DirectWriter:
 
     def _keep(self, frame: bytes, source: str | None, key: str | None) -> None:
         if self._is_idle:
-            # Not the first in this turn of the loop: more may come, and all of it goes out together.
+            # Amid a batch, or not the first in this turn of the loop: all that comes goes out together.
             self._is_idle = False
             self._together = []
             self._together_size = 0
             if not self._is_awaited:
                 self._is_awaited = True
-                self._turns.at_end(self._end_turn)
+                if not put_off(self._end_turn):
+                    self._turns.at_end(self._end_turn)
         if self._together is None:
             self._put(frame, source, key)
             return
         self._together.append((frame, source, key))
         self._together_size += len(frame)
-        if len(self._together) >= _MOST_TOGETHER or self._together_size >= _CHUNK:
+        most = MOST_PUT_OFF if is_in_batch() else _MOST_TOGETHER
+        if len(self._together) >= most or self._together_size >= _CHUNK:
             self._write_together()
 
     def _write_together(self) -> None:

@@ -36,12 +36,14 @@ from tornado.websocket import (
 
 from mcpgw.deadlines import Deadline, Deadlines
 from mcpgw.errors import CloseCode
+from mcpgw.turns import in_batch
 
 from .handing_over import Unread, unread
 
 _CONTINUATION = 0x0
 _TEXT = 0x1
 _BINARY = 0x2
+_WHOLE_TEXT = 0x81
 _CLOSE = 0x8
 _CONTROL = 0x8
 _KNOWN = (_CONTINUATION, _TEXT, _BINARY, _CLOSE, 0x9, 0xA)
@@ -278,7 +280,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
     def _take_frames(self, _handled: object = None) -> None:
         """Take every frame that is there as a whole, unless one has to be waited for; then read on."""
         try:
-            waited_for = self._take_input()
+            waited_for = in_batch(self._take_input)
         except BaseException:
             self._end_reading()
             raise  # a fault in this file: what handlers raise is dealt with elsewhere
@@ -321,7 +323,8 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         if available < 2:  # noqa: PLR2004 - RFC 6455 section 5.2, as all numbers here
             return None
         first, second = data[position], data[position + 1]
-        if (fault := self._fault_of_header(first, second)) is not None:
+        is_plain = first == _WHOLE_TEXT and second & 0x80 and self._fragments is None
+        if not is_plain and (fault := self._fault_of_header(first, second)) is not None:
             self._fail(CloseCode.PROTOCOL_ERROR, fault)
             return None
         length, head = second & 0x7F, 6

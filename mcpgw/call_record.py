@@ -170,11 +170,11 @@ class CallRecord:
 
         It must be cheap: two are made of each call, and mostly nobody reads them.
         """
+        bus, owner = self._records.bus, self.actor.user
         if not self._size:
             # The texts of a call came in a frame, or from the gateway's own tables: they are JSON.
-            texts = (self._call_id, self._server, self._tool, self.actor.user or "")
-            self._size = _OTHER_MEMBERS + sum(map(text_size, texts))
-        bus, owner = self._records.bus, self.actor.user
+            texts = f"{self._call_id}{self._server}{self._tool}{owner or ''}"
+            self._size = _OTHER_MEMBERS + text_size(texts)
         room = room_of(owner)
         if room is not None:  # without what only the caller may see
             bus.publish(type_name, data, channel=f"room:{room}", size=self._size)
@@ -219,6 +219,8 @@ def is_short(value: Any) -> bool:
 
 def short_size(value: Any) -> int | None:
     """About how many bytes the JSON of a value has; None where it is long, or no JSON, and in no event."""
+    if type(value) is str and value.isascii():
+        return size if (size := len(value) + 8) <= _LONGEST_SHOWN else None
     left, waiting = _LONGEST_SHOWN, [value]
     while waiting:
         part = waiting.pop()

@@ -129,6 +129,8 @@ class WheelTime(CallTime):
 
     def renew(self) -> None:
         """The call has shown that it goes on."""
+        if self._deadlines is None:
+            return  # its time has not begun
         now = time.monotonic()
         self._until = min(now + (self._input if self._questions else self._idle), self._end)
         # What is later than the deadline that is set is looked at when that comes.

@@ -184,6 +184,13 @@ class Conversation:
             if self._admit(None):
                 self._refuse(ParseError("a binary message: frames are JSON in text messages"), None)
             return
+        if self._has_begun and self.awaited_keys is None:
+            call = frames.quick_call(message, max_depth=self._settings.websocket.max_depth)
+            if call is not None:
+                self.frames_in += 1
+                if self._admit(call.reply):
+                    self._guard(call.reply, partial(self._take_call, call))
+                return
         try:
             values = frames.split_message(message, max_batch=self._settings.websocket.max_batch)
         except GatewayError as error:
@@ -297,6 +304,11 @@ class Conversation:
             self._held = [*(self._held or ()), frame]
         else:
             self._dispatch(frame)
+
+    def _take_call(self, call: frames.ToolCall) -> None:
+        """As `_take`, of what was read in one step."""
+        self._parts.metrics.frame_received("tool_call")
+        self._call(call, self._identity.require())
 
     def _guard(self, reply: ReplyTo | None, act: Callable[[], None]) -> None:
         """Do what a frame asks for; whatever goes wrong is answered."""

@@ -9,6 +9,7 @@ Varghese and Lauck, 1987), so that setting and cancelling one costs the same how
 import asyncio
 import heapq
 import math
+import time
 from collections.abc import Callable
 
 SLICE_SECONDS = 0.05
@@ -51,35 +52,36 @@ class Deadlines:
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Deadline:
         """Call back in `seconds`, or up to `SLICE_SECONDS` later; in a turn of the loop of its own."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        deadline = Deadline(callback, now + max(0.0, seconds))
-        self._sort_in(deadline, now, loop)
+        now = time.monotonic()
+        deadline = Deadline(callback, now + seconds if seconds > 0 else now)
+        self._sort_in(deadline, now)
         return deadline
 
-    def _sort_in(self, deadline: Deadline, now: float, loop: asyncio.AbstractEventLoop) -> None:
-        number = math.ceil(min(deadline._when, now + _HORIZON_SECONDS) / SLICE_SECONDS)  # noqa: SLF001
+    def _sort_in(self, deadline: Deadline, now: float) -> None:
+        when, horizon = deadline._when, now + _HORIZON_SECONDS  # noqa: SLF001
+        number = math.ceil(min(horizon, when) / SLICE_SECONDS)
         due = self._slices.get(number)
         if due is None:
             due = self._slices[number] = set()
             heapq.heappush(self._order, number)
             if self._timer is None or number < self._timer_slice:
-                self._set_timer(loop)
+                self._set_timer(now)
         due.add(deadline)
         deadline._due = due  # noqa: SLF001 - the two are one
 
-    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _set_timer(self, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._order:
             self._timer_slice = self._order[0]
-            self._timer = loop.call_at(self._timer_slice * SLICE_SECONDS, self._come_due)
+            left = self._timer_slice * SLICE_SECONDS - now
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._come_due)
 
     def _come_due(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = time.monotonic()
         # The loop calls up to its clock's resolution early, and must not be asked for the same slice again.
         last = max(self._timer_slice, math.floor(now / SLICE_SECONDS))
         later: list[Deadline] = []
@@ -92,5 +94,5 @@ class Deadlines:
                 else:
                     later.append(deadline)
         for deadline in later:
-            self._sort_in(deadline, now, loop)
-        self._set_timer(loop)
+            self._sort_in(deadline, now)
+        self._set_timer(now)

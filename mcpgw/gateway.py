@@ -203,7 +203,7 @@ class Gateway(Servers):
         return [
             (server.id, entry.tool)
             for server in chosen
-            for name, entry in self._served_tools(server, asker).items()
+            for name, entry in self._served_tools(server, server.speaker(asker)).items()
             if entry.is_listed and may_call(principal, server.id, name)
         ]
 
@@ -289,7 +289,6 @@ class Gateway(Servers):
             with self._tracing.call(
                 server=server_id, tool=tool_name, user=caller.principal.user, parent=caller.trace
             ) as span:
-                self._refuse_while_draining()
                 result = await self._call_tool(
                     caller, server_id, tool_name, arguments, timeout_ms, observer, meta
                 )
@@ -321,33 +320,25 @@ class Gateway(Servers):
         What would be refused is not done here either: `call_tool` does it, and has the words. `on_end` is
         told once how the call ended, as `call_tool` would, unless it is cancelled.
         """
-        principal = caller.principal
-        server = self._servers.get(server_id)
-        if (
-            self.draining
-            or principal.held
-            or server is None
-            or server.offer is None
-            or caller.trace is not None
-            or self._tracing.is_configured
-            or (timeout_ms is not None and timeout_ms > self._settings.max_timeout * 1000)
-            or not may_call(principal, server_id, tool_name)
-        ):
+        if caller.trace is not None or self._tracing.is_configured:
             return None
-        asker = _asker(caller)
-        entry = self._served_tools(server, asker).get(tool_name)
-        if entry is None or entry.needs_approval:
-            return None
+        principal, asker = caller.principal, _asker(caller)
         try:
-            completed = entry.arguments(arguments)
-            self._checks.check(server_id, entry.tool, arguments)
-        except InvalidParams:
+            server = self._admitted(principal, server_id, tool_name, timeout_ms)
+            if server.offer is None:
+                return None
+            speaker = server.speaker(asker)
+            entry = self._served_tools(server, speaker).get(tool_name)
+            if entry is None or entry.needs_approval:
+                return None
+            completed = self._completed(server_id, entry, arguments)
+        except GatewayError:
             return None
-        limit = WheelTime(*self._call_seconds(server_id, timeout_ms))
+        limit = WheelTime(*self._call_seconds(server, timeout_ms))
         begun = BegunCall(self, server_id, principal, limit, on_end)
         begun.call = server.begin_call(
             asker,
-            server.speaker(asker).tools[entry.own_name],
+            speaker.tools[entry.own_name],
             completed,
             observer=TimedObserver(observer, limit),
             on_end=begun.ended,
@@ -376,13 +367,10 @@ class Gateway(Servers):
         meta: Mapping[str, Any] | None,
     ) -> ToolResult:
         principal, asker = caller.principal, _asker(caller)
-        require_free(principal)
-        call_time = self._call_time(server_id, timeout_ms)
-        server = self._visible_server(principal, server_id)
-        require_call(principal, server_id, tool_name)
-        async with call_time as limit:
+        server = self._admitted(principal, server_id, tool_name, timeout_ms)
+        async with CallTime(*self._call_seconds(server, timeout_ms)) as limit:
             tools = await self._with_reason(principal, server.known_tools(asker))
-            served = self._served_tools(server, asker)
+            served = self._served_tools(server, server.speaker(asker))
             entry = served.get(tool_name)
             if entry is None:
                 visible = [
@@ -391,8 +379,7 @@ class Gateway(Servers):
                 raise ToolNotFound(
                     f"the server {server_id!r} has no tool {tool_name[:128]!r}{suggest(tool_name, visible)}"
                 )
-            completed = entry.arguments(arguments)
-            self._checks.check(server_id, entry.tool, arguments)
+            completed = self._completed(server_id, entry, arguments)
             timed = TimedObserver(observer, limit)
             own = tools[entry.own_name]
             if entry.needs_approval:
@@ -429,7 +416,8 @@ class Gateway(Servers):
             )
         self._refuse_while_draining()
         is_there = self._servers.get(server.id) is server
-        present = self._served_tools(server, _asker(caller)).get(name) if is_there else None
+        speaker = server.speaker(_asker(caller))
+        present = self._served_tools(server, speaker).get(name) if is_there else None
         if present is None or not present.does_the_same(entry):
             raise PermissionDenied(
                 f"the tool {name!r} was changed while its call waited for an approval: call it again"
@@ -541,9 +529,8 @@ class Gateway(Servers):
         async with self._call_time(server_id, None):
             await server.unwatch_resource(_asker(caller), uri)
 
-    def _served_tools(self, server: "Server", asker: Asker) -> Mapping[str, ServedTool]:
-        """The tools of a server for `asker` as its policy has them, by the names that callers see."""
-        speaker = server.speaker(asker)
+    def _served_tools(self, server: "Server", speaker: "Server | Backend") -> Mapping[str, ServedTool]:
+        """The tools that `speaker` tells of, as the policy of their server has them for callers, by name."""
         tools, kept = speaker.tools, self._last_served.get(server.id)
         if kept is None or kept.speaker() is not speaker:
             kept = self._served.get(speaker)
@@ -562,6 +549,33 @@ class Gateway(Servers):
         return kept.served
 
     # --- rules ---------------------------------------------------------------------------------------------
+
+    def _admitted(
+        self, principal: Principal, server_id: str, tool_name: str, timeout_ms: int | None
+    ) -> "Server":
+        """The server of a call that `principal` may make now: what both ways of calling a tool ask first.
+
+        Raises:
+            GatewayError: the call may not be made.
+        """
+        self._refuse_while_draining()
+        require_free(principal)
+        self._require_time(timeout_ms)
+        server = self._visible_server(principal, server_id)
+        require_call(principal, server_id, tool_name)
+        return server
+
+    def _completed(
+        self, server_id: str, entry: ServedTool, arguments: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the server is sent where a caller gives `arguments`, which fit the tool.
+
+        Raises:
+            InvalidParams: they do not.
+        """
+        completed = entry.arguments(arguments)
+        self._checks.check(server_id, entry.tool, arguments)
+        return completed
 
     def _refuse_while_draining(self) -> None:
         if self.draining:
@@ -593,23 +607,25 @@ class Gateway(Servers):
     def _unavailable(self, principal: Principal, server: "Server") -> ServerUnavailable:
         return _discreet(principal, server.unavailable())
 
-    def _call_seconds(self, server_id: str, timeout_ms: int | None) -> tuple[float, float, float]:
+    def _call_seconds(self, server: "Server | None", timeout_ms: int | None) -> tuple[float, float, float]:
         """The most seconds of silence, of all, and of an input."""
         settings = self._settings
         if timeout_ms is not None:
             return timeout_ms / 1000, timeout_ms / 1000, settings.input_timeout
-        server = self._servers.get(server_id)
         default = None if server is None else server.definition.timeout
         return default or settings.timeout, settings.max_timeout, settings.input_timeout
 
-    def _call_time(self, server_id: str, timeout_ms: int | None) -> CallTime:
-        settings = self._settings
-        if timeout_ms is not None and timeout_ms > settings.max_timeout * 1000:
-            reason = f"must be at most {int(settings.max_timeout * 1000)}"
+    def _require_time(self, timeout_ms: int | None) -> None:
+        longest = self._settings.max_timeout * 1000
+        if timeout_ms is not None and timeout_ms > longest:
+            reason = f"must be at most {int(longest)}"
             raise InvalidParams(
                 f"timeoutMs {reason}", details=[{"path": "/data/timeoutMs", "reason": reason}]
             )
-        return CallTime(*self._call_seconds(server_id, timeout_ms))
+
+    def _call_time(self, server_id: str, timeout_ms: int | None) -> CallTime:
+        self._require_time(timeout_ms)
+        return CallTime(*self._call_seconds(self._servers.get(server_id), timeout_ms))
 
 
 class BegunCall:

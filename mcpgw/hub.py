@@ -241,8 +241,11 @@ class Hub:
             return False
         if place.user == user:
             return True
+        former = place.user
         self._forget_user(place)
         place.user = user
+        if former is not None:
+            self._admit_next(former)
         if self._by_user[user] < self._most_of(user):
             self._by_user[user] += 1
             return True

@@ -59,7 +59,7 @@ class KeptEnds:
     def __init__(self, settings: SessionSettings) -> None:
         self._settings = settings
         # Made with the first end: most sessions have none.
-        self._kept: OrderedDict[str, tuple[float, KeptEnd]] | None = None
+        self._kept: OrderedDict[str, tuple[float, KeptEnd, int]] | None = None
         self._limit: SharedLimit | None = None
         self.size = 0
 
@@ -76,13 +76,16 @@ class KeptEnds:
 
     def keep(self, call_id: str, end: KeptEnd) -> None:
         """Keep the end of a call, in the place of an older one of the same id."""
-        if self._kept is None:
-            self._kept = OrderedDict()
-        if call_id in self._kept:
+        kept = self._kept
+        if kept is None:
+            kept = self._kept = OrderedDict()
+        if call_id in kept:
             self._drop(call_id)
-        self._kept[call_id] = (time.monotonic(), end)
-        self._count(sys.getsizeof(end.text))
-        while len(self._kept) > self._settings.max_results or self.size > self._settings.max_result_bytes:
+        size = sys.getsizeof(end.text)
+        kept[call_id] = (time.monotonic(), end, size)
+        self._count(size)
+        settings = self._settings
+        while len(kept) > settings.max_results or self.size > settings.max_result_bytes:
             self.drop_oldest()
 
     def get(self, call_id: str) -> KeptEnd | None:
@@ -112,7 +115,7 @@ class KeptEnds:
     def _drop(self, call_id: str) -> None:
         dropped = None if self._kept is None else self._kept.pop(call_id, None)
         if dropped is not None:
-            self._count(-sys.getsizeof(dropped[1].text))
+            self._count(-dropped[2])
 
     def _count(self, by: int) -> None:
         self.size += by

@@ -90,10 +90,19 @@ class Line(logging.LogRecord):
         return timestamp(self.created)
 
 
+_last_stamp: tuple[int, str] = (-1, "")
+
+
 def timestamp(seconds: float) -> str:
     """A time of the wall clock, RFC 3339 in UTC with milliseconds."""
-    second, milliseconds = divmod(int(seconds * 1000), 1000)
-    return f"{_second(second)}.{milliseconds:03}Z"
+    global _last_stamp  # noqa: PLW0603 - lines come in pairs, and many in one millisecond
+    moment = int(seconds * 1000)
+    known, text = _last_stamp
+    if moment != known:
+        second, milliseconds = divmod(moment, 1000)
+        text = f"{_second(second)}.{milliseconds:03}Z"
+        _last_stamp = moment, text
+    return text
 
 
 @lru_cache(maxsize=4)
@@ -143,8 +152,11 @@ class Intake(QueueHandler):
 
     def take_text(self, text: str) -> None:
         """Take a line for the file that is text already, without its end; only on the event loop's thread."""
-        if self.queue.qsize() < self._limit:
-            self.enqueue(text)
+        waiting = self.queue.qsize()
+        if waiting < self._limit:
+            self.queue.put(text)
+            if waiting == self._many:
+                self.many.set()
         else:
             with self.lock or nullcontext():
                 self.lost += 1

@@ -34,9 +34,14 @@ class TokenBucket:
 
         The wait is infinite where `n` tokens can never be there at once.
         """
-        missing = n - self._fill()
+        # As `_fill`: two of them are asked for each call.
+        now = self._clock()
+        tokens = self._tokens + (now - self._filled) * self._rate
+        self._filled = now
+        self._tokens = tokens = min(tokens, self._burst)
+        missing = n - tokens
         if missing <= _ROUNDING:
-            self._tokens -= n
+            self._tokens = tokens - n
             return 0.0
         if n > self._burst or not self._rate:
             return math.inf
@@ -221,7 +226,8 @@ class FloodGuard:
 
     def admitted(self) -> None:
         """A frame was let through."""
-        self._surplus = max(0, self._surplus - 1)
+        if self._surplus:
+            self._surplus -= 1
 
     def refused(self) -> bool:
         """A frame was refused; true where the connection is to be closed for it (close code 3013)."""

@@ -84,8 +84,9 @@ class Rooms:
 
     def quota_of(self, user: str) -> tuple[int, float] | None:
         """How many calls in how many seconds a guest may make; None where `user` is no guest."""
-        found = self._by_channel.get(f"{ROOM}{room_of(user)}")
-        if found is None or room_of(user) is None:
+        room = room_of(user)
+        found = None if room is None else self._by_channel.get(f"{ROOM}{room}")
+        if found is None:
             return None
         return found.room.quota_calls, found.room.quota_ms / 1000
 

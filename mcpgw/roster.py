@@ -19,6 +19,10 @@ Origin = Literal["file", "store", "embedded"]
 STORE_PLACE: Final = "the store"
 """Where a definition stands that was added while the gateway ran."""
 
+# -P: a mcp.py or token.py of the current folder must not stand in for the real one, nor be run.
+MEMORY_PROGRAM: tuple[str, ...] = (sys.executable, "-P", "-m", "mcpgw.backends.memory")
+"""The command of the embedded memory server, and what it gets before its options."""
+
 
 @dataclass(frozen=True, slots=True)
 class RosterEntry:
@@ -107,9 +111,8 @@ def configured_servers(config: Config) -> list[ServerDefinition]:
         memory = ServerDefinition(
             name=MEMORY_SERVER,
             transport="stdio",
-            command=sys.executable,
-            # -P: a mcp.py or token.py of the current folder must not stand in for the real one, nor be run.
-            args=("-P", "-m", "mcpgw.backends.memory", "--database", str(database)),
+            command=MEMORY_PROGRAM[0],
+            args=(*MEMORY_PROGRAM[1:], "--database", str(database)),
             source="the embedded memory server (memory.enabled)",
         )
         definitions.insert(0, memory)

@@ -451,8 +451,10 @@ class Session:
             self.ends.drop_read()
             if not call.hidden:
                 self.outlet.say_result(text)
-        if call.begun is not None:
-            call.begun.cancel()
+        # Its parts lead back to it: the collector would have to find each call.
+        begun, call.begun = call.begun, None
+        if begun is not None:
+            begun.cancel()
             if call.on_ended is not None and not call.on_ended.done():
                 call.on_ended.set_result(None)
         elif call.task is not None and call.task is not asyncio.current_task():

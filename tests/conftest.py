@@ -19,6 +19,7 @@ from mcpgw.app import make_application, make_server
 from mcpgw.config import load_config
 from mcpgw.services import Services, running_services
 from mcpgw.tls import load_certificate
+from tests.support.forked import memory_command
 from tests.support.gateway_process import ALL_SCOPES, GatewayProcess
 from tests.support.socket_client import SocketClient
 
@@ -100,7 +101,9 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start_gateway(io_loop: IOLoop, tmp_path: Path, cheap_passwords: None) -> Iterator[StartGateway]:
+def start_gateway(
+    io_loop: IOLoop, tmp_path: Path, cheap_passwords: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StartGateway]:
     """Starts gateways: ``await start_gateway(configuration='…', settings={'websocket.max_calls': 2})``.
 
     `configuration` is the text of an ``mcpgw.toml``; the memory server is off unless ``memory=True``.
@@ -115,6 +118,8 @@ def start_gateway(io_loop: IOLoop, tmp_path: Path, cheap_passwords: None) -> Ite
         memory: bool = False,
         wait_for_backends: float = 20.0,
     ) -> LiveGateway:
+        if memory:
+            monkeypatch.setattr("mcpgw.roster.MEMORY_PROGRAM", tuple(memory_command()))
         file = tmp_path / f"mcpgw-{len(tasks)}.toml"
         file.write_text(configuration, encoding="utf-8")
         flags: dict[str, object] = {

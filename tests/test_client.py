@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -32,6 +31,7 @@ from mcpgw.client import (
 )
 from mcpgw.client.events import EventParser, Message
 from mcpgw.wire.events import Position
+from tests.support.forked import server_table
 from tests.support.gateway_process import GatewayProcess, wait_until
 
 PROGRESS_SERVER = Path(__file__).parent / "servers" / "progress_server.py"
@@ -42,11 +42,8 @@ TOKEN = "header.claims.signature"
 def progress_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway with the memory server and the server whose tools report progress."""
     folder = tmp_path_factory.mktemp("client-gateway")
-    configuration = (
-        "[websocket]\nmax_calls = 64\n[events]\nheartbeat = 0.2\n[servers.progress]\n"
-        f"command = {json.dumps(sys.executable)}\n"
-        f"args = {json.dumps([str(PROGRESS_SERVER), str(folder)])}\n"
-    )
+    limits = "[websocket]\nmax_calls = 64\n[events]\nheartbeat = 0.2\n"
+    configuration = limits + server_table("progress", PROGRESS_SERVER, folder)
     process = GatewayProcess(folder, configuration=configuration).wait_listening()
     yield process
     assert process.terminate() == 0

@@ -18,7 +18,7 @@ from mcpgw.client import (
     list_approvals,
 )
 from tests.conftest import LiveGateway, StartGateway
-from tests.support.forked import server_command
+from tests.support.forked import server_table
 from tests.support.proxy import Proxy
 
 OFFERING = Path(__file__).parent / "servers" / "offering_server.py"
@@ -26,10 +26,7 @@ OFFERING = Path(__file__).parent / "servers" / "offering_server.py"
 
 async def offering(start_gateway: StartGateway, *, approval: str = "never") -> LiveGateway:
     """A gateway in front of a server that offers all there is."""
-    command, *arguments = server_command(OFFERING)
-    return await start_gateway(
-        f'[servers.offering]\ncommand = "{command}"\nargs = {arguments}\napproval = "{approval}"\n'
-    )
+    return await start_gateway(server_table("offering", OFFERING, more=f'approval = "{approval}"'))
 
 
 @pytest.mark.gen_test

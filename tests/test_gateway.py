@@ -29,6 +29,7 @@ from mcpgw.errors import (
 from mcpgw.gateway import Gateway
 from tests.conftest import StartGateway
 from tests.support.backends import children
+from tests.support.forked import server_table
 from tests.support.waiting import until
 
 SERVERS = Path(__file__).parent / "servers"
@@ -36,11 +37,6 @@ SCRIPTED = f"""
 [servers.scripted]
 command = {str(sys.executable)!r}
 args = ["-S", {str(SERVERS / "scripted.py")!r}]
-"""
-OFFERING = f"""
-[servers.offering]
-command = {str(sys.executable)!r}
-args = [{str(SERVERS / "offering_server.py")!r}]
 """
 ODD = f"""
 [servers.odd]
@@ -50,6 +46,11 @@ args = [{str(Path(__file__).parent / "servers" / "odd_schemas_server.py")!r}]
 command = "true"
 enabled = false
 """
+
+
+def offering(name: str = "offering") -> str:
+    """The table of the server that offers everything."""
+    return server_table(name, SERVERS / "offering_server.py")
 
 
 def who(*scopes: str) -> Principal:
@@ -243,7 +244,7 @@ class Person(SilentObserver):
 @pytest.mark.gen_test
 async def test_a_caller_that_is_asked_has_its_own_time_to_answer(start_gateway: StartGateway) -> None:
     limits = {"calls.timeout": 2, "calls.input_timeout": 4}
-    gateway = (await start_gateway(OFFERING, settings=limits)).services.gateway
+    gateway = (await start_gateway(offering(), settings=limits)).services.gateway
     caller = Caller(who("tools:call"), "test")
     slow, never = Person(2.5), Person(600)
     answered, unanswered = await asyncio.gather(
@@ -259,7 +260,7 @@ async def test_a_caller_that_is_asked_has_its_own_time_to_answer(start_gateway: 
 async def test_resources_and_prompts_are_for_those_who_may_use_the_whole_server(
     start_gateway: StartGateway,
 ) -> None:
-    gateway = (await start_gateway(OFFERING + ODD)).services.gateway
+    gateway = (await start_gateway(offering() + ODD)).services.gateway
     for scope in ("tools:call", "tools:call:offering", "admin"):
         caller = Caller(who(scope), "test")
         assert [server for server, _ in await gateway.list_resources(caller)] == ["offering"] * 2
@@ -340,8 +341,7 @@ async def test_a_server_that_hangs_does_not_keep_the_lists_of_others(
     start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mcpgw.gateway._LISTING_SECONDS", 0.5, raising=False)
-    hung = OFFERING.replace("[servers.offering]", "[servers.hung]")
-    gateway = (await start_gateway(OFFERING + hung)).services.gateway
+    gateway = (await start_gateway(offering() + offering("hung"))).services.gateway
     caller = Caller(who("tools:call"), "test")
     known = await gateway.list_resources(caller)
     assert len(known) == 4

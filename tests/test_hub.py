@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mcpgw.hub import Hub, Place, sweep_every
@@ -388,6 +388,7 @@ async def test_sweeps_are_done_again_and_again_until_they_are_cancelled() -> Non
         max_size=80,
     )
 )
+@example([("reserve", "bob", 0)] * 4 + [("identify", "ann", 0)])
 def test_no_order_of_coming_and_going_breaks_a_limit_or_loses_a_place(
     steps: list[tuple[str, str | None, int]],
 ) -> None:

@@ -1,6 +1,5 @@
 """Servers on the Python SDK, of both eras and over both transports, through the gateway's WebSocket."""
 
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from tests.conftest import StartGateway
 from tests.servers.offering_server import PIXEL, RICH
 from tests.support.backends import SERVERS, connected
 from tests.support.chaos import servers_of, web_server
+from tests.support.forked import server_table
 from tests.support.socket_client import Frame, SocketClient, tool_call
 
 WAYS = pytest.mark.parametrize("transport", ["stdio", "http"])
@@ -34,8 +34,7 @@ async def configuration(transport: str, era: str) -> AsyncIterator[str]:
         async with web_server(*options) as web:
             yield f"[servers.sdk]\nurl = {web.url!r}\n"
     else:
-        arguments = [str(SERVERS / "offering_server.py"), *options]
-        yield f"[servers.sdk]\ncommand = {sys.executable!r}\nargs = {arguments!r}\n"
+        yield server_table("sdk", SERVERS / "offering_server.py", *options)
 
 
 def asking(client: SocketClient) -> Callable[..., Any]:

@@ -21,11 +21,11 @@ from mcp.shared.message import SessionMessage
 from mcpgw.cli import stdio_bridge
 from mcpgw.cli.connection import Connection
 from tests.support.conformance import stdio_table
+from tests.support.forked import gateway_command
 from tests.support.gateway_process import GatewayProcess
 from tests.support.mcp_door import ERAS, Era
 from tests.support.waiting import until
 
-COMMAND = ("-P", "-m", "mcpgw", "stdio")
 START = {"configuration": stdio_table("one"), "arguments": ["--memory-enabled", "false"]}
 
 
@@ -43,11 +43,8 @@ async def desktop_client(
     async def answer(context: ClientRequestContext, params: types.ElicitRequestParams) -> types.ElicitResult:
         return types.ElicitResult(action="accept", content={"response": "yes"})
 
-    parameters = StdioServerParameters(
-        command=sys.executable,
-        args=[*COMMAND, "--data-dir", str(folder / "data"), *options],
-        env=clean_environment(**environment),
-    )
+    command, *arguments = gateway_command("stdio", "--data-dir", str(folder / "data"), *options)
+    parameters = StdioServerParameters(command=command, args=arguments, env=clean_environment(**environment))
     with (folder / "stderr").open("w") as errors:
         transport = stdio_client(parameters, errlog=errors)
         async with Client(transport, mode=mode, elicitation_callback=answer, cache=None) as client:
@@ -106,8 +103,7 @@ async def test_arguments_that_are_headers_are_learnt_by_themselves(
         },
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *(*COMMAND, "--data-dir", str(gateway.data_dir)),
+        *gateway_command("stdio", "--data-dir", str(gateway.data_dir)),
         env=clean_environment(),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -187,7 +183,7 @@ def test_what_was_asked_before_the_end_of_stdin_is_answered(
     listening = message("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 99)
     asked = [message("tools/call", {"name": "one__test_simple_text"}, number) for number in range(5)]
     done = subprocess.run(
-        [sys.executable, *COMMAND, "--data-dir", str(gateway.data_dir)],
+        [sys.executable, "-P", "-m", "mcpgw", "stdio", "--data-dir", str(gateway.data_dir)],
         env=clean_environment(),
         input=listening + b"".join(asked),
         capture_output=True,
@@ -245,7 +241,7 @@ def test_what_is_wrong_with_the_command_is_said_on_stderr(tmp_path: Path) -> Non
         (["--data-dir", str(tmp_path)], "no gateway runs on"),
     ):
         done = subprocess.run(
-            [sys.executable, *COMMAND, *options],
+            gateway_command("stdio", *options),
             env=clean_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,

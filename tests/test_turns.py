@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from mcpgw.turns import Turns
+from mcpgw.turns import Turns, in_batch, is_in_batch, put_off
 
 
 @pytest.mark.gen_test
@@ -48,3 +48,41 @@ async def test_a_fault_at_the_end_of_a_turn_keeps_nothing_from_the_others(
             await asyncio.sleep(0)
     assert done == ["in the same", "in the next turn"]
     assert "a fault" in caplog.text
+
+
+def test_what_a_batch_puts_off_is_done_once_at_its_end_and_in_order() -> None:
+    seen: list[str] = []
+
+    def work(name: str) -> str:
+        assert put_off(lambda: seen.append(f"end of {name}"))
+        seen.append(name)
+        if name == "outer":
+            assert in_batch(work, "inner") == "inner is done"
+        return f"{name} is done"
+
+    assert in_batch(work, "outer") == "outer is done"
+    assert seen == ["outer", "inner", "end of outer", "end of inner"]
+    assert not is_in_batch()
+    assert not put_off(lambda: seen.append("never"))
+    assert len(seen) == 4
+
+
+def test_a_fault_in_a_batch_or_in_what_it_puts_off_keeps_nothing_from_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    done: list[str] = []
+
+    def faulty() -> None:
+        assert not is_in_batch()
+        raise ZeroDivisionError("a fault at the end")
+
+    def work() -> None:
+        put_off(faulty)
+        put_off(lambda: done.append("the next"))
+        raise KeyError("a fault amid the work")
+
+    with caplog.at_level(logging.ERROR), pytest.raises(KeyError):
+        in_batch(work)
+    assert done == ["the next"]
+    assert "a fault at the end" in caplog.text
+    assert not is_in_batch()

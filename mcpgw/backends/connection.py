@@ -94,6 +94,7 @@ class Connection:
         self._open: dict[_OpenRequest, float] = {}
         self._abandoned: dict[Asker, float] = {}
         self._listing = asyncio.Lock()
+        self._revision: tuple[str, bool] | None = None
         self.client = Client(
             self._tap,
             mode="auto",
@@ -140,6 +141,14 @@ class Connection:
     def is_modern(self) -> bool:
         """Whether it speaks a revision without a handshake (2026-07-28 and later)."""
         return self.client.session.discover_result is not None
+
+    @property
+    def revision(self) -> tuple[str, bool]:
+        """The protocol version of answers, and whether it is a modern one; the handshake decides for good."""
+        if self._revision is None:
+            version = self.client.session.protocol_version
+            self._revision = version or types.LATEST_PROTOCOL_VERSION, self.is_modern
+        return self._revision
 
     @property
     def capabilities(self) -> types.ServerCapabilities:
@@ -478,13 +487,14 @@ class OpenToolCall:
         if self._on_end is not None:
             self._on_end = None
             self._connection._close_request(self.opened, abandoned=True)  # noqa: SLF001 - the two are one
-            if self.call is not None:
-                self._direct.cancel(self.call)
+            call, self.call = self.call, None  # the two would keep each other
+            if call is not None:
+                self._direct.cancel(call)
 
     def end(self, raw: dict[str, Any] | None, error: types.ErrorData | None) -> None:
         """Its answer has come, or never will."""
         on_end, self._on_end = self._on_end, None
-        self.call = None  # the two would keep each other
+        self.call = None  # as in `cancel`
         if on_end is None:
             return
         connection = self._connection
@@ -492,9 +502,9 @@ class OpenToolCall:
         if raw is None:
             on_end(None, MCPError.from_error_data(error or NO_ANSWER))
             return
-        version = connection.client.session.protocol_version or types.LATEST_PROTOCOL_VERSION
+        version, is_modern = connection.revision
         try:
-            raw = checked(raw, version, is_modern=connection.is_modern)
+            raw = checked(raw, version, is_modern=is_modern)
         except ValidationError as fault:
             on_end(None, fault)
         else:

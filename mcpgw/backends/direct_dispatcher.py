@@ -210,7 +210,9 @@ class DirectDispatcher:
         As `Tap.sent` has it: what the client can do is what the caller can.
         """
         stamp = self._stamp or {}
-        stamped = {**stamp, **(meta or {})}
+        if not meta:
+            return dict(stamp)
+        stamped = {**stamp, **meta}
         can = stamped.pop(CALLERS_CAPABILITIES, None)
         if can is not None and types.CLIENT_CAPABILITIES_META_KEY in stamp:
             stamped[types.CLIENT_CAPABILITIES_META_KEY] = can

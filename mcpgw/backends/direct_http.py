@@ -93,7 +93,7 @@ class HttpDispatcher(DirectDispatcher):
         self._sdk: Any = None
         self._sending: set[asyncio.Task[None]] = set()
         self._list_headers: dict[str, str] = {}
-        self._names: dict[str, str] = {}
+        self._headers: dict[str | None, dict[str, str]] = {}
         self._parameters: dict[str, dict[tuple[str, ...], str]] = {}
         self._room = asyncio.Event()
         self._room.set()
@@ -169,17 +169,20 @@ class HttpDispatcher(DirectDispatcher):
 
     def _headers_of(self, params: dict[str, Any]) -> dict[str, str]:
         """What the SDK's session says of a call in its headers."""
+        name = params["name"] if self._is_modern else None
+        if (headers := self._headers.get(name)) is None:
+            headers = self._headers[name] = self._lasting_headers(name)
+        if name is not None and (parameters := self._parameters.get(name)) is not None:
+            headers = headers | mcp_param_headers(parameters, params["arguments"])
+        return headers
+
+    def _lasting_headers(self, name: str | None) -> dict[str, str]:
+        """What all calls of a tool have in common; without a name, those of a handshake revision."""
         headers = {}
         if (version := self._list_headers.get(MCP_PROTOCOL_VERSION_HEADER)) is not None:
             headers[MCP_PROTOCOL_VERSION_HEADER] = version
-        if self._is_modern:
-            name = params["name"]
-            if (encoded := self._names.get(name)) is None:
-                encoded = self._names[name] = encode_header_value(name)
-            headers[MCP_METHOD_HEADER] = _METHOD
-            headers[MCP_NAME_HEADER] = encoded
-            if (parameters := self._parameters.get(name)) is not None:
-                headers |= mcp_param_headers(parameters, params["arguments"])
+        if name is not None:
+            headers |= {MCP_METHOD_HEADER: _METHOD, MCP_NAME_HEADER: encode_header_value(name)}
         return headers
 
     @property
@@ -232,6 +235,7 @@ class HttpDispatcher(DirectDispatcher):
         headers = options.get("headers")
         if headers and isinstance(message, types.JSONRPCRequest) and message.method == "tools/list":
             self._list_headers = headers
+            self._headers.clear()
         token, on_token = options.get("resumption_token"), options.get("on_resumption_token")
         metadata = None
         if headers or token is not None or on_token is not None:

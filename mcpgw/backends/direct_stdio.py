@@ -2,7 +2,7 @@
 
 Starting, ending and all bounds are those of `StdioTransport`. An answer to a call of a tool is parsed once,
 by msgspec; whatever that does not take, or is anything else, goes the ordinary way with its own checks. What
-is written in one turn of the event loop goes out in one write.
+is written in one batch, or one turn of the event loop, goes out in one write.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from mcpgw.backends.direct_dispatcher import DirectDispatcher
 from mcpgw.backends.failures import LocalFault, local_error
 from mcpgw.backends.stdio import MessageReader, MessageWriter, StdioTransport
 from mcpgw.backends.tap import Tap
+from mcpgw.turns import MOST_PUT_OFF, put_off
 
 _MOST_HANDLED = 256
 
@@ -94,7 +95,7 @@ class DirectReader(MessageReader):
 
 
 class GatheredWriter:
-    """Writes to the child's stdin, all of one turn of the event loop at once, and never waits for it.
+    """Writes to the child's stdin, all of one batch or turn of the loop at once, and never waits for it.
 
     A child that leaves more than the writer's `max_waiting` bytes unread is taken for hung: `give_up`.
     """
@@ -109,15 +110,20 @@ class GatheredWriter:
         self._lines: list[bytes] = []
         self._ids: list[types.RequestId] = []
         self._size = 0
+        self._unread = 0
 
     def write(self, line: bytes, request_id: types.RequestId | None = None) -> None:
-        """Write one message at the end of this turn; where it cannot be written then, its request ends."""
-        if self._size + self._pipe.get_write_buffer_size() > self._max_waiting:
+        """Write one message at the end of this batch or turn; where that cannot be done, its request ends."""
+        if len(self._lines) >= MOST_PUT_OFF:
+            self._flush()  # before this one is added: whoever waits for it is not known yet
+        if not self._lines:
+            self._unread = self._pipe.get_write_buffer_size()
+        if self._unread + self._size > self._max_waiting:
             self._give_up("it does not read its stdin")
             raise _not_sent()
         if self._pipe.is_closing():
             raise _not_sent()
-        if not self._lines:
+        if not self._lines and not put_off(self._flush):
             asyncio.get_running_loop().call_soon(self._flush)
         self._lines.append(line)
         self._size += len(line)
@@ -128,6 +134,8 @@ class GatheredWriter:
         lines, self._lines = self._lines, []
         ids, self._ids = self._ids, []
         self._size = 0
+        if not lines:
+            return
         if not self._pipe.is_closing():
             unread = self._pipe.get_write_buffer_size()
             self._pipe.write(lines[0] if len(lines) == 1 else b"".join(lines))

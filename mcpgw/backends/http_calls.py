@@ -44,6 +44,9 @@ _LONGEST_REST: Final = 64 * 1024
 _LONGEST_PIECE: Final = 512 * 1024
 _TOO_LARGE: Final = local_error(LocalFault.TOO_LARGE, "the answer is over the limit of one message")
 _FAULTS: Final = (aiohttp.ClientError, OSError, TimeoutError)
+_NO_ANSWER: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+_SUCCESSES: Final = range(200, 300)
+_ACCEPTED: Final = 202
 
 
 class _Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -115,7 +118,8 @@ class HttpCalls:
         most_connections: int,
     ) -> None:
         address = httpx2.URL(url).copy_with(username=None, password=None, fragment=None)
-        self._url = URL(str(address), encoded=True)
+        self._address = str(address)
+        self._url = URL(self._address, encoded=True)
         self._layer = layer
         self._ends = ends
         self._ssl_context = ssl_context
@@ -126,8 +130,10 @@ class HttpCalls:
         self._max_message_size = max_message_size
         self._most_connections = most_connections
         self._session: aiohttp.ClientSession | None = None
-        self._known: tuple[tuple[str, str], ...] = ()
-        self._headers: CIMultiDict[str] = CIMultiDict()
+        self._known: tuple[tuple[str, str], ...] | None = None
+        self._known_headers: CIMultiDict[str] = CIMultiDict()
+        self._last_own: Mapping[str, str] | None = None
+        self._last_headers = self._known_headers
         self._open: dict[int, HttpCall] = {}
         self._waiting: deque[HttpCall] = deque()
         self._running: dict[asyncio.Task[Any], HttpCall] = {}
@@ -202,12 +208,7 @@ class HttpCalls:
             self._start(self._waiting.popleft())
 
     async def _exchange(self, call: HttpCall) -> None:
-        known = self._layer.list_headers or ()
-        if known is not self._known:
-            self._known, self._headers = known, CIMultiDict(known)
-        headers = self._headers.copy()
-        headers.update(call.headers)
-        self._layer.add_cookies(headers, str(self._url))
+        headers = self._headers_of(call)
         call.is_unsent = False  # but for as long as it waits for its connection
         try:
             response = await self._pool().post(
@@ -227,6 +228,19 @@ class HttpCalls:
         finally:
             if not is_handed_over:
                 response.close()  # nothing happens to a connection whose answer was read to its end
+
+    def _headers_of(self, call: HttpCall) -> CIMultiDict[str]:
+        """The headers that the SDK's client would give a call; they may be those of the call before."""
+        if (known := self._layer.list_headers) is not self._known:
+            self._known, self._known_headers, self._last_own = known, CIMultiDict(known or ()), None
+        if call.headers is not self._last_own:
+            self._last_own, self._last_headers = call.headers, self._known_headers.copy()
+            self._last_headers.update(call.headers)
+        if not self._layer.has_cookies:
+            return self._last_headers
+        headers = self._last_headers.copy()
+        self._layer.add_cookies(headers, self._address)
+        return headers
 
     def _pool(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -271,9 +285,9 @@ class HttpCalls:
         """Deal with an answer; true where it was handed over."""
         headers = response.headers
         if "set-cookie" in headers:
-            self._layer.keep_cookies(response.raw_headers, str(self._url))
+            self._layer.keep_cookies(response.raw_headers, self._address)
         is_plain = headers.get("content-encoding", "identity").lower() == "identity"
-        if is_plain and httpx2.codes.is_success(response.status) and response.status != httpx2.codes.ACCEPTED:
+        if is_plain and response.status in _SUCCESSES and response.status != _ACCEPTED:
             content_type = headers.get("content-type", "").lower()
             if content_type.startswith(_JSON_TYPE):
                 return await self._take_json(call, response)
@@ -297,7 +311,7 @@ class HttpCalls:
         if not content.at_eof() or len(body) > self._max_message_size:
             self._ends.not_sent(call.id, _TOO_LARGE)
             return False
-        with suppress(msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        with suppress(*_NO_ANSWER):
             self._ends.take_result(call.id, _DECODE(body).result)
             return False
         message = None
@@ -334,7 +348,7 @@ class HttpCalls:
 
     def _take_event(self, call: HttpCall, event: Event) -> bool:
         """Deal with an event; true where it was the answer."""
-        with suppress(msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        with suppress(*_NO_ANSWER):
             self._ends.take_result(call.id, _DECODE(event.data).result)
             return True
         text = event.data.decode(errors="replace")

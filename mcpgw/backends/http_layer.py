@@ -67,11 +67,18 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
         self._background: set[asyncio.Task[None]] = set()
         self.cookies: httpx2.Cookies | None = None
         """The cookies that the SDK's client sends; None where the configuration names a ``Cookie``."""
+        self._was_set = False
         self.list_headers: tuple[tuple[str, str], ...] | None = None
         """The headers of the last ``tools/list`` that other requests of the session have too."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request; never raises a network fault."""
+        response = await self._handle(request)
+        if "set-cookie" in response.headers:
+            self._was_set = True  # the SDK's client keeps it
+        return response
+
+    async def _handle(self, request: httpx2.Request) -> httpx2.Response:
         message = await _message_of(request)
         request_id, method = message.get("id"), message.get("method")
         if request.method == "DELETE":
@@ -111,9 +118,14 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
         if self._open.get(request_id) is opened:
             del self._open[request_id]
 
+    @property
+    def has_cookies(self) -> bool:
+        """Whether the server has ever set a cookie that the SDK's client may send."""
+        return self._was_set and self.cookies is not None
+
     def add_cookies(self, headers: MutableMapping[str, str], url: str) -> None:
         """Give a request the ``Cookie`` that the SDK's client would give it now."""
-        if self.cookies is not None and ("cookie" in headers or len(self.cookies.jar)):
+        if self.cookies is not None:
             headers.pop("cookie", None)
             request = httpx2.Request("POST", url)
             self.cookies.set_cookie_header(request)
@@ -123,6 +135,7 @@ class HttpBackendTransport(httpx2.AsyncBaseTransport):
     def keep_cookies(self, headers: Iterable[tuple[bytes, bytes]], url: str) -> None:
         """Keep what an answer sets, as the SDK's client keeps it."""
         if self.cookies is not None:
+            self._was_set = True
             request = httpx2.Request("POST", url)
             self.cookies.extract_cookies(httpx2.Response(200, headers=list(headers), request=request))
 

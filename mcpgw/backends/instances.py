@@ -261,7 +261,9 @@ class Instances:
     def _stop_idle(self, instance: Instance) -> None:
         instance.timer = None
         is_kept_warm = instance in self._spare and len(self._spare) <= self.definition.warm
-        if not instance.uses and not is_kept_warm and not instance.backend.resources.uris:
+        # One that takes longer to start than it may be idle would never be ready.
+        is_starting = instance.backend.state is BackendState.STARTING
+        if not instance.uses and not is_kept_warm and not is_starting and not instance.backend.resources.uris:
             self.drop(instance)
         else:
             self._watch_idle(instance)

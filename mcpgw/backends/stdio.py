@@ -29,6 +29,7 @@ from mcpgw.backends.failures import LocalFault, local_error, too_many
 from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id, asked_id
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.rate_limit import RateLimit
+from mcpgw.turns import in_batch
 
 _QUEUE_HIGH = 256
 _AT_ONCE = 32
@@ -109,7 +110,9 @@ class StdioTransport:
         except OSError:
             await self.__aexit__(None, None, None)
             raise
-        self._reader.attach(cast("asyncio.ReadTransport", transport.get_pipe_transport(1)))
+        stdout = cast("asyncio.ReadTransport", transport.get_pipe_transport(1))
+        stdout.set_protocol(_Stdout(self._child, stdout.get_protocol()))
+        self._reader.attach(stdout)
         stdin = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
         return self._reader, MessageWriter(stdin, 2 * self._max_message_size, self._reader.end)
 
@@ -193,8 +196,7 @@ class _Child(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes | str) -> None:
         chunk = cast("bytes", data)
         if fd == 1:
-            for line in self._stdout.feed(chunk):
-                self._receive(line)
+            in_batch(self._receive_lines, chunk)
         else:
             for line in self._stderr.feed(chunk):
                 kept = line.head if isinstance(line, OversizedLine) else line
@@ -250,6 +252,10 @@ class _Child(asyncio.SubprocessProtocol):
         if code is not None and code < 0:
             return f"{PROCESS_ENDED} was ended by signal {-code}"
         return f"{PROCESS_ENDED} ended with exit code {code}"
+
+    def _receive_lines(self, chunk: bytes) -> None:
+        for line in self._stdout.feed(chunk):
+            self._receive(line)
 
     def _receive(self, line: bytes | OversizedLine) -> None:
         if isinstance(line, OversizedLine):
@@ -309,6 +315,20 @@ class _Child(asyncio.SubprocessProtocol):
         if request_id is not None:
             answer = types.JSONRPCError(jsonrpc="2.0", id=request_id, error=error)
             self.reader.put(SessionMessage(answer), 0)
+
+
+class _Stdout(asyncio.Protocol):
+    """Hands on what the child writes in the turn in which it was read; asyncio itself takes another one."""
+
+    def __init__(self, child: _Child, before: asyncio.BaseProtocol) -> None:
+        self._child = child
+        self._before = before
+
+    def data_received(self, data: bytes) -> None:
+        self._child.pipe_data_received(1, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._before.connection_lost(exc)
 
 
 class MessageReader:

@@ -63,11 +63,12 @@ class _ChannelLog:
         self.bytes += entry.size
 
     def drop(self) -> _Entry:
-        entry = self.oldest
-        self._entries[self._first] = _GONE
-        self._first += 1
-        if self._first >= _FEW and self._first * 2 >= len(self._entries):
-            del self._entries[: self._first]
+        entries, first = self._entries, self._first
+        entry = entries[first]
+        entries[first] = _GONE
+        self._first = first = first + 1
+        if first >= _FEW and first * 2 >= len(entries):
+            del entries[:first]
             self._first = 0
         self.bytes -= entry.size
         self.forgotten = entry.offset
@@ -110,6 +111,10 @@ class _Kind:
             self._sort(log)
 
     def largest(self) -> _ChannelLog:
+        logs = self.logs
+        if len(logs) == 1:
+            (only,) = logs.values()
+            return only
         sizes = self._by_size
         return next(iter(sizes[max(sizes) if len(sizes) > 1 else next(iter(sizes))]))
 
@@ -120,7 +125,7 @@ class _Kind:
         self.bytes -= entry.size
         if log.bytes.bit_length() != log.size_class:
             self._sort(log)
-        if not log:
+        if not log.bytes:  # each event has a size
             del self.logs[log.name]
             self._quiet[log.name] = log.forgotten
             if len(self._quiet) > _MOST_QUIET:

@@ -65,7 +65,8 @@ class LocalBus(Bus):
     ) -> Position | None:
         """See `Bus.publish`."""
         event_type = EVENT_TYPES[type_name]
-        name, own = channel or event_type.channel, event_type.channel
+        own = event_type.channel
+        name = channel or own
         if (name != own or own not in CHANNELS) and channel_base(name) not in event_type.channels:
             raise ValueError(f"{type_name} belongs to the channel {own!r}, not {name[:64]!r}")
         if size is None:

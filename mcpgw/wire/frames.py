@@ -27,6 +27,7 @@ from mcpgw.wire.client_frames import (
     prepare,
     split_message,
 )
+from mcpgw.wire.quick_calls import quick_call
 from mcpgw.wire.reply import (
     PROTOCOL,
     ReplyTo,
@@ -110,6 +111,7 @@ __all__ = [
     "encode",
     "now_ms",
     "prepare",
+    "quick_call",
     "split_message",
     "type_of",
 ]

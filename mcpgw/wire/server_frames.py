@@ -5,7 +5,7 @@ Source: the wire contract, section 4; the older frames document.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Final, get_args
 
 import msgspec
 
@@ -15,6 +15,7 @@ from mcpgw.wire.events import Position
 from mcpgw.wire.reply import PROTOCOL, ReplyTo, now_ms
 
 _DEEPEST_RESULT = 256
+_NOT_LOOKED_FOR: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class ToolResponse(msgspec.Struct, frozen=True, gc=False):
     has_structured_content: bool = False
     is_error: bool = False
     meta: Mapping[str, Any] | None = None
+    _found: Any = _NOT_LOOKED_FOR
 
     def data(self) -> dict[str, Any]:
         """The members of the frame's ``data``."""
@@ -165,7 +167,15 @@ class ToolResponse(msgspec.Struct, frozen=True, gc=False):
         return data
 
     def result(self) -> Any:
-        """What a caller most likely wants of the answer; the rule is in section 4 of the contract."""
+        """What a caller most likely wants of the answer; the rule is in section 4 of the contract.
+
+        Looked for once, since a text may have to be read as JSON for it.
+        """
+        if self._found is _NOT_LOOKED_FOR:
+            msgspec.structs.force_setattr(self, "_found", self._result())
+        return self._found
+
+    def _result(self) -> Any:
         if self.has_structured_content:
             return self.structured_content
         if len(self.content) != 1 or self.content[0].get("type") != "text":

@@ -84,6 +84,25 @@ async def test_a_call_says_in_headers_and_body_what_the_sdk_would(
     assert sent[0] == sent[1]
 
 
+@pytest.mark.gen_test(timeout=20)
+async def test_each_of_several_calls_has_the_headers_of_its_own_tool_and_arguments(io_loop: IOLoop) -> None:
+    async with scripted_http(modern=True) as server:
+        server.schemas["echo"] = PARAMETERS
+        async with both(server) as backend:
+            assert (await backend.connection(0)).is_direct
+            for region in ("north", "south"):
+                await call(backend, "echo", {"region": region})
+                await call(backend, "stream", {"text": region})
+                await call(backend, "echo", {"other": region})
+        sent = [
+            (headers["mcp-name"], headers.get("mcp-param-region"))
+            for headers in server.request_headers
+            if headers.get("mcp-method") == "tools/call"
+        ]
+        rest = [("stream", None), ("echo", None)]
+        assert sent == [("echo", "north"), *rest, ("echo", "south"), *rest]
+
+
 @ERAS
 @pytest.mark.parametrize("tool", ["echo", "stream"])
 @pytest.mark.gen_test(timeout=20)

@@ -1,13 +1,18 @@
 """The way past the SDK's streams: that it is taken, and where it gives way to the SDK's own."""
 
 import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
+import mcp_types as types
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp.client import Client
 from mcp.client.session import _later_revision_fields
+from mcp.shared.exceptions import MCPError
 from mcp_types.methods import validate_server_result
 from mcp_types.version import KNOWN_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
@@ -15,6 +20,11 @@ from tornado.ioloop import IOLoop
 
 from mcpgw.backends import sdk_seam, tool_answers
 from mcpgw.backends.connection import Connection
+from mcpgw.backends.direct_dispatcher import DirectDispatcher
+from mcpgw.backends.direct_stdio import GatheredWriter
+from mcpgw.backends.stdio import MessageWriter
+from mcpgw.backends.tap import Tap
+from mcpgw.turns import MOST_PUT_OFF, in_batch
 from tests.support.backends import Heard, call, running, scripted, text_of
 
 
@@ -91,3 +101,85 @@ def test_a_result_is_taken_exactly_where_the_sdk_takes_it(raw: dict[str, Any], v
     else:
         taken = tool_answers.checked(raw, version, is_modern=is_modern)
         assert taken == {name: raw[name] for name in raw if is_modern or name != "resultType"}
+
+
+class Dispatcher(DirectDispatcher):
+    """Notes in `unsent` the ids of requests that were not sent."""
+
+    def __init__(self, unsent: list[object]) -> None:
+        super().__init__(Tap(nullcontext(), unsent.append), lambda: None)
+        self._unsent = unsent
+
+    def not_sent(self, request_id: types.RequestId, error: types.ErrorData) -> None:
+        """See `DirectDispatcher.not_sent`."""
+        self._unsent.append(request_id)
+
+
+class Pipe:
+    """A pipe to nobody: what is written, and which requests end because they were not."""
+
+    def __init__(self, reading: int, transport: asyncio.WriteTransport) -> None:
+        self.reading = reading
+        self.unsent: list[object] = []
+        writer = MessageWriter(transport, 1 << 20, self.unsent.append)
+        self.writer = GatheredWriter(writer, self.unsent.append, Dispatcher(self.unsent))
+
+    def read(self) -> list[str]:
+        """The lines that have come."""
+        try:
+            return os.read(self.reading, 1 << 16).decode().splitlines()
+        except BlockingIOError:
+            return []
+
+
+@asynccontextmanager
+async def pipe() -> AsyncIterator[Pipe]:
+    """A pipe, and the writer on it."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_write_pipe(asyncio.Protocol, os.fdopen(writing, "wb"))
+    made = Pipe(reading, transport)
+    try:
+        yield made
+    finally:
+        if made.reading >= 0:
+            os.close(made.reading)
+        transport.abort()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.gen_test
+async def test_lines_of_a_batch_are_written_with_its_end_and_in_parts_before_that(io_loop: IOLoop) -> None:
+    async with pipe() as one:
+        lines = [f"line {number}" for number in range(2 * MOST_PUT_OFF + 3)]
+        seen: list[str] = []
+
+        def work() -> None:
+            for number, line in enumerate(lines):
+                one.writer.write(f"{line}\n".encode(), number)
+                seen.extend(one.read())
+                assert len(seen) == number // MOST_PUT_OFF * MOST_PUT_OFF
+
+        in_batch(work)
+        assert seen + one.read() == lines
+        assert one.unsent == []
+
+
+@pytest.mark.gen_test
+async def test_requests_that_a_closed_pipe_does_not_take_amid_a_batch_end_each_once(io_loop: IOLoop) -> None:
+    async with pipe() as one:
+        os.close(one.reading)
+        one.reading = -1
+        refused: list[int] = []
+
+        def work() -> None:
+            for number in range(MOST_PUT_OFF + 3):
+                try:
+                    one.writer.write(b"line\n", number)
+                except MCPError:
+                    refused.append(number)
+
+        in_batch(work)
+        assert one.unsent == list(range(MOST_PUT_OFF))
+        assert refused == list(range(MOST_PUT_OFF, MOST_PUT_OFF + 3))

@@ -158,6 +158,23 @@ async def test_cookies_that_a_server_sets_are_sent_to_it_from_then_on(io_loop: I
         assert sent == ["sticky=1", "sticky=2", None]
 
 
+@pytest.mark.parametrize(
+    ("modern", "method"),
+    [(False, "initialize"), (True, "server/discover"), (False, "tools/list"), (True, "tools/list")],
+)
+@pytest.mark.gen_test(timeout=20)
+async def test_a_cookie_that_was_set_before_the_first_call_is_sent_with_each(
+    io_loop: IOLoop, modern: bool, method: str
+) -> None:
+    async with scripted_http(modern=modern) as server:
+        server.cookies[method] = "node=3; Path=/"
+        definition = ServerDefinition(name="web", transport="http", url=server.url)
+        async with running(definition) as [backend]:
+            for _ in range(2):
+                await call(backend, "echo")
+                assert server.request_headers[-1].get("cookie") == "node=3"
+
+
 @pytest.mark.gen_test(timeout=20)
 async def test_a_cookie_of_the_configuration_is_the_only_one_that_is_sent(io_loop: IOLoop) -> None:
     async with scripted_http() as server:

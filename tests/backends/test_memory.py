@@ -21,6 +21,7 @@ from mcp_types import INVALID_PARAMS, CallToolResult, TextContent, TextResourceC
 
 import mcpgw
 from mcpgw.backends.memory import DATABASE_VARIABLE, READS_AT_ONCE, database_path
+from tests.support.forked import memory_command
 
 ROOT = Path(mcpgw.__file__).parent.parent
 COMMAND = [sys.executable, "-m", "mcpgw.backends.memory"]
@@ -37,9 +38,8 @@ def database(tmp_path: Path) -> Path:
 async def memory_server(
     database: Path, *options: str, mode: ConnectMode = "auto", errors: IO[str] | None = None
 ) -> AsyncIterator[Client]:
-    parameters = StdioServerParameters(
-        command=COMMAND[0], args=[*COMMAND[1:], "--database", str(database), *options], cwd=ROOT
-    )
+    command, *arguments = memory_command("--database", str(database), *options)
+    parameters = StdioServerParameters(command=command, args=arguments, cwd=ROOT)
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - what must be silent is tested with a file
         transport = stdio_client(parameters, errlog=errors or nowhere)  # type: ignore[arg-type]
         async with Client(transport, mode=mode, read_timeout_seconds=15) as client:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,16 +34,17 @@ async def offering(
 ) -> AsyncIterator[Server]:
     """The offering server, reached in one way."""
     transport, era = way.split()
-    options = [str(SERVERS / "offering_server.py"), "--record", str(record)]
+    options = ["--record", str(record)]
     options += ["--handshake"] if era < "2026" else []
+    options += ["--http"] if transport == "http" else []
+    command, *arguments = server_command(SERVERS / "offering_server.py", *options)
     if transport == "stdio":
-        command, *arguments = server_command(Path(options[0]), *options[1:])
         definition = ServerDefinition("offering", "stdio", command=command, args=tuple(arguments))
         async with serving(definition, announced=announced, **changes) as server:
             assert server.status.protocol_version == era
             yield server
         return
-    with subprocess.Popen([sys.executable, *options, "--http"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([command, *arguments], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             port = int(await asyncio.to_thread(process.stdout.readline))

@@ -334,6 +334,15 @@ async def test_an_instance_that_nobody_uses_is_stopped_and_comes_back_with_the_n
 
 
 @pytest.mark.gen_test(timeout=20)
+async def test_a_start_that_takes_long_is_not_an_idle_time(io_loop: IOLoop) -> None:
+    definition = replace(scripted("--at-start", "no-answers"), idle_stop=0.1)
+    async with serving(definition, wait=False) as server:
+        began = time.monotonic()
+        await until(lambda: time.monotonic() - began > 0.4)
+        assert server.state == "starting"
+
+
+@pytest.mark.gen_test(timeout=20)
 async def test_an_operator_stops_starts_and_restarts(io_loop: IOLoop) -> None:
     announced = Announced()
     async with serving(scripted(), announced=announced) as server:

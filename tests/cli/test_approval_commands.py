@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.command_line import ROOT, clean_environment, ended, on, run
+from tests.support.forked import gateway_command, server_table
 from tests.support.gateway_process import GatewayProcess, wait_until
 
 OFFERING = ROOT / "tests" / "servers" / "offering_server.py"
@@ -20,9 +20,8 @@ CALL = ("call", "guarded", "rich", "a=1")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway with the same server twice: calls of one of them need an approval."""
     folder = tmp_path_factory.mktemp("approvals")
-    command = f"command = {json.dumps(sys.executable)}\nargs = [{json.dumps(str(OFFERING))}]\n"
-    guarded = f'[servers.guarded]\napproval = "required"\n{command}'
-    configuration = f"[memory]\nenabled = false\n{guarded}[servers.open]\n{command}"
+    guarded = server_table("guarded", OFFERING, more='approval = "required"')
+    configuration = f"[memory]\nenabled = false\n{guarded}{server_table('open', OFFERING)}"
     process = GatewayProcess(folder, configuration=configuration).wait_listening()
     with ended(process.process):
         yield process
@@ -36,7 +35,7 @@ class WaitingCall:
         self._stderr = folder / "stderr.txt"
         with self._stderr.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mcpgw", *CALL, *options, *on(gateway)],
+                gateway_command(*CALL, *options, *on(gateway)),
                 env=clean_environment({"MCPGW_TOKEN": gateway.token("ann")}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -1,13 +1,13 @@
 """``mcpgw catalog``: published lists of servers, imported into a gateway that runs, and installed from."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.command_line import PROGRESS_SERVER, ROOT, ended, on, run
+from tests.support.forked import server_command
 from tests.support.gateway_process import GatewayProcess
 
 PUBLISHED = ROOT / "tests" / "catalogs" / "published"
@@ -84,7 +84,8 @@ def test_what_an_entry_lacks_is_said_and_no_value_is_repeated(gateway: GatewayPr
 
 
 def test_a_client_s_file_is_installed_and_runs(gateway: GatewayProcess) -> None:
-    entry = {"command": sys.executable, "args": [str(PROGRESS_SERVER), str(gateway.folder)]}
+    command, *arguments = server_command(PROGRESS_SERVER, str(gateway.folder))
+    entry = {"command": command, "args": arguments}
     document = json.dumps({"mcpServers": {"progress": entry}})
     imported = run("catalog", "import", "-", "--id", "mine", *on(gateway), stdin=document)
     assert imported.stdout == "Imported mine: 1 entry.\n"

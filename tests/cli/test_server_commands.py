@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.command_line import PROGRESS_SERVER, clean_environment, ended, on, on_terminal, run
+from tests.support.forked import server_command, server_table
 from tests.support.gateway_process import GatewayProcess, wait_until
 
 SECRET = "s3cret-0123456789"
@@ -32,10 +33,7 @@ server.run("stdio")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway with one server in its configuration file, whose servers are administered."""
     folder = tmp_path_factory.mktemp("administered")
-    configuration = (
-        "[memory]\nenabled = false\n[servers.filed]\n"
-        f"command = {json.dumps(sys.executable)}\nargs = {json.dumps([str(PROGRESS_SERVER), str(folder)])}\n"
-    )
+    configuration = "[memory]\nenabled = false\n" + server_table("filed", PROGRESS_SERVER, folder)
     process = GatewayProcess(folder, configuration=configuration, environment={"GATEWAYS_OWN": SECRET})
     with ended(process.process):
         yield process.wait_listening()
@@ -43,7 +41,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 
 def progress(gateway: GatewayProcess) -> list[str]:
-    return ["--", sys.executable, str(PROGRESS_SERVER), str(gateway.folder)]
+    return ["--", *server_command(PROGRESS_SERVER, str(gateway.folder))]
 
 
 def shown(gateway: GatewayProcess, name: str) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def test_a_program_is_added_started_changed_and_removed(gateway: GatewayProcess)
     assert (added.returncode, added.stderr) == (0, "")
     assert added.stdout == "Added counter: ready, 5 tools.\n"
     definition = shown(gateway, "counter")["definition"]
-    assert definition["args"] == [str(PROGRESS_SERVER), str(gateway.folder)]
+    assert definition["args"] == progress(gateway)[2:]
     assert definition["env"].keys() == {"TOKEN", "GATEWAYS_OWN"}
     assert definition["env"]["GATEWAYS_OWN"] == "${env:GATEWAYS_OWN}"
     assert SECRET not in json.dumps(definition)

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from mcpgw.audit import Actor
 from mcpgw.backends.requests import SilentObserver
 from mcpgw.server_definitions import ToolRule
 from tests.conftest import LiveGateway, StartGateway
-from tests.support.forked import server_command
+from tests.support.forked import server_table
 from tests.support.gateway_process import ALL_SCOPES
 from tests.support.mcp_door import ERAS, mcp_client
 from tests.support.socket_client import Frame, SocketClient, tool_call
@@ -31,10 +30,7 @@ ARGUMENTS = {"b": 1, "a": "ü", "password": "hunter2"}
 
 async def guarded(start_gateway: StartGateway, approval: str = "required", **settings: object) -> LiveGateway:
     """A gateway in front of a server all of whose calls need an approval."""
-    command, *arguments = server_command(OFFERING)
-    configuration = (
-        f'[servers.offering]\ncommand = "{command}"\nargs = {arguments}\napproval = "{approval}"\n'
-    )
+    configuration = server_table("offering", OFFERING, more=f'approval = "{approval}"')
     names = {name.replace("__", "."): value for name, value in settings.items()}
     return await start_gateway(configuration, settings=names)
 
@@ -301,8 +297,7 @@ async def test_one_tool_alone_can_need_an_approval(start_gateway: StartGateway) 
 async def test_what_the_policy_adds_is_approved_too_and_its_secrets_are_seen_by_nobody(
     start_gateway: StartGateway,
 ) -> None:
-    configuration = (
-        f'[servers.offering]\ncommand = "{sys.executable}"\nargs = ["{OFFERING}"]\napproval = "required"\n'
+    configuration = server_table("offering", OFFERING, more='approval = "required"') + (
         "[servers.offering.tools.rich]\ndefaults = {depth = 3, wide = 4}\n"
         'fixed = {root = "${ROOT_OF_ALL:-/s3cret}", mode = "delete"}\n'
     )

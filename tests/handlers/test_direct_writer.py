@@ -11,7 +11,7 @@ from tornado.iostream import IOStream
 
 from mcpgw.hub import Hub, Place
 from mcpgw.services import WriterParts
-from mcpgw.turns import Turns
+from mcpgw.turns import MOST_PUT_OFF, Turns, in_batch
 from mcpgw.wire.deliveries import Delivery
 from mcpgw.wire.events import EVENT_TYPES, Event, Position
 from tests.support.parts import metrics
@@ -314,3 +314,20 @@ async def test_room_is_told_of_once_for_a_turn_however_often_something_was_writt
             reader.writer.send(f"{number}\n".encode())
         await turn()
         assert (reader.owner.rooms, len(reader.read())) == (2, 65)
+
+
+@pytest.mark.gen_test
+async def test_what_comes_in_a_batch_goes_out_with_its_end_and_in_parts_before_that() -> None:
+    with line() as one:
+        texts = [str(number) for number in range(2 * MOST_PUT_OFF + 3)]
+
+        def work() -> None:
+            for number, text in enumerate(texts[:-1]):
+                one.writer.send(f"{text}\n".encode())
+                seen.extend(one.read())
+                assert len(seen) == (number + 1) // MOST_PUT_OFF * MOST_PUT_OFF
+
+        seen: list[str] = []
+        in_batch(work)
+        one.writer.send(f"{texts[-1]}\n".encode())  # nothing waits any more
+        assert seen + one.read() == texts

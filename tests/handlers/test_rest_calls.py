@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from mcpgw.access.permissions import SCOPES as ALL_SCOPES
 from mcpgw.wire.validation import definition_checker
 from tests.conftest import LiveGateway, StartGateway
 from tests.support.backends import SERVERS
+from tests.support.forked import server_table
 from tests.support.raw_socket import EventReader, RawAnswer, RawSocket, fetch
 from tests.support.socket_client import tool_call
 from tests.support.waiting import until
@@ -25,8 +25,7 @@ Json: TypeAlias = dict[str, Any]
 
 def table(name: str, script: str, *arguments: object, more: str = "") -> str:
     """A server of ``tests/servers`` in a configuration."""
-    words = json.dumps([str(SERVERS / script), *map(str, arguments)])
-    return f'[servers.{name}]\ncommand = "{sys.executable}"\nargs = {words}\n{more}\n'
+    return server_table(name, SERVERS / script, *arguments, more=more)
 
 
 def headers(gateway: LiveGateway, scopes: Iterable[str] = ALL_SCOPES, **more: str) -> dict[str, str]:

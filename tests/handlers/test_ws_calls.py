@@ -1,14 +1,17 @@
 """Calls over the WebSocket: side by side, cancelled, late, too many, and left behind by their client."""
 
 import asyncio
+import gc
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import LiveGateway, StartGateway
+from tests.support.backends import SERVERS, connected
 from tests.support.raw_socket import RawSocket
 from tests.support.socket_client import SocketClient, tool_call
 from tests.support.waiting import until
@@ -205,3 +208,36 @@ async def test_nothing_stays_behind_when_clients_have_gone(
         await asyncio.gather(*(visit(f"user-{n}") for n in range(10)))
     await until(lambda: len(slow.gateway.services.hub) == 0)
     await until(lambda: len(asyncio.all_tasks()) <= before, what="the end of every task")
+
+
+@pytest.mark.parametrize("end", ["answer", "refusal", "cancel", "timeout"])
+@pytest.mark.gen_test(timeout=30)
+async def test_what_a_call_was_made_of_is_let_go_with_its_end_and_without_the_collector(
+    start_gateway: StartGateway, end: str
+) -> None:
+    scripted = f'[servers.one]\ncommand = "{sys.executable}"\nargs = ["-S", "{SERVERS / "scripted.py"}"]\n'
+    gateway = await start_gateway(scripted)
+    tool = {"answer": "echo", "refusal": "refuse"}.get(end, "never")
+    params = {"error": {"code": -32000, "message": "no"}} if end == "refusal" else {}
+    async with connected(gateway) as client:
+        await client.call("one", "echo", call_id="first")
+        gc.disable()
+        try:
+            before = parts_of_calls()
+            for number in range(3):
+                call_id = f"call-{number}"
+                milliseconds = 200 if end == "timeout" else 20_000
+                await client.send(tool_call("one", tool, params, call_id=call_id, timeoutMs=milliseconds))
+                if end == "cancel":
+                    await client.send({"type": "cancel", "id": call_id})
+                await client.end_of(call_id)
+            await client.request({"type": "ping", "id": "the turn of the last end is over"})
+            assert parts_of_calls() == before
+        finally:
+            gc.enable()
+
+
+def parts_of_calls() -> Counter[str]:
+    """How many objects there are of the kinds that each call is made of."""
+    kinds = ("OpenCall", "CallRecord", "CallObserver", "BegunCall", "DirectToolCall", "OpenToolCall")
+    return Counter(name for each in gc.get_objects() if (name := type(each).__name__) in kinds)

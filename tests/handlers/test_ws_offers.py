@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import LiveGateway, StartGateway
-from tests.support.forked import server_command
+from tests.support.forked import server_table
 from tests.support.socket_client import Frame, SocketClient, tool_call
 from tests.support.waiting import until
 
@@ -18,8 +18,7 @@ ERAS = pytest.mark.parametrize("era", [[], ["--handshake"]], ids=["2026-07-28", 
 
 def definition(record: Path, *options: str, more: str = "") -> str:
     """The configuration of one server that offers all there is."""
-    command, *arguments = server_command(OFFERING, "--record", str(record), *options)
-    return f'[servers.offering]\ncommand = "{command}"\nargs = {json.dumps(arguments)}\n{more}'
+    return server_table("offering", OFFERING, "--record", record, *options, more=more)
 
 
 async def offering(

@@ -1,4 +1,4 @@
-"""Stands in for a server of these tests: a process forked elsewhere reads its stdin and writes its stdout.
+"""Stands in for a server or command of these tests: a process forked elsewhere has its three files.
 
 ``forked_server.py ADDRESS SCRIPT [ARGUMENT…]``: see `tests.support.forked`. It imports next to nothing, ends
 as the copy ends, and takes the copy with it.

@@ -27,7 +27,8 @@ class ScriptedHttpServer:
     `received` holds every JSON-RPC message, `let_go` the ids of the calls whose connection was closed by the
     gateway, `connections` how many were ever made. With `deaf_to_notifications` those are read and never
     answered; `lost` is the status for a session that is not known. `schemas` are those of tools whose
-    arguments are not just any. With `redirects` calls are sent on to another path (307).
+    arguments are not just any. With `redirects` calls are sent on to another path (307). `cookies` are
+    set with the answers to a method.
     """
 
     def __init__(self, *, modern: bool = False, deaf_to_notifications: bool = False, lost: int = 404) -> None:
@@ -43,6 +44,7 @@ class ScriptedHttpServer:
         self.resets_pings = False
         self.schemas: dict[str, Json] = {}
         self.redirects = False
+        self.cookies: dict[str, str] = {}
         self.connections = 0
         self.answered_twice = 0
         self._resumable: dict[str, object] = {}
@@ -119,7 +121,8 @@ class ScriptedHttpServer:
                 for name in [attribute.removeprefix("_tool_")]
             ]
             tools += [{"name": name, "inputSchema": {"type": "object"}} for name in self.late_tools]
-            return await exchange.result(request_id, {"tools": tools} | self._era())
+            answer = {"jsonrpc": "2.0", "id": request_id, "result": {"tools": tools} | self._era()}
+            return await exchange.json(answer, headers=self._cookie("tools/list"))
         assert name == "tools/call", name
         run = getattr(self, "_tool_" + message["params"]["name"])
         await run(exchange, request_id, message["params"].get("arguments", {}), message)
@@ -183,6 +186,9 @@ class ScriptedHttpServer:
         data = json.dumps({"jsonrpc": "2.0", **answer}).encode()
         await self._legacy.write(b"event: message\ndata: " + data + b"\n\n")
 
+    def _cookie(self, method: str) -> Headers:
+        return {"Set-Cookie": self.cookies[method]} if method in self.cookies else {}
+
     def _era(self) -> Json:
         return {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if self.modern else {}
 
@@ -191,7 +197,8 @@ class ScriptedHttpServer:
             error = {"code": -32601, "message": "no such method"}
             return await exchange.json({"jsonrpc": "2.0", "id": request_id, "error": error})
         result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, **self._era()}
-        return await exchange.result(request_id, result)
+        answer = {"jsonrpc": "2.0", "id": request_id, "result": result}
+        return await exchange.json(answer, headers=self._cookie("server/discover"))
 
     async def _initialize(self, exchange: "_Exchange", message: Json) -> None:
         session = secrets.token_hex(8)
@@ -202,7 +209,7 @@ class ScriptedHttpServer:
             "serverInfo": {"name": "scripted", "version": "1"},
         }
         answer = {"jsonrpc": "2.0", "id": message["id"], "result": result}
-        await exchange.json(answer, headers={"Mcp-Session-Id": session})
+        await exchange.json(answer, headers={"Mcp-Session-Id": session, **self._cookie("initialize")})
 
     async def _tool_echo(self, exchange: "_Exchange", request_id: object, arguments: Json, _: Json) -> None:
         await exchange.result(request_id, text(json.dumps(arguments)) | self._era())

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from tornado.httpclient import AsyncHTTPClient
 
 from tests.support.backends import SERVERS
+from tests.support.forked import server_command
 from tests.support.gateway_process import GatewayProcess
 from tests.support.ports import free_port
 from tests.support.socket_client import Frame, SocketClient
@@ -225,9 +225,12 @@ class WebServer:
 
     async def start(self) -> None:
         """Start it; returns when it listens."""
-        program = [sys.executable, str(SERVERS / "offering_server.py"), "--http", "--port", str(self.port)]
+        options = ("--http", "--port", str(self.port), *self._options)
         self._process = process = subprocess.Popen(
-            [*program, *self._options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            server_command(SERVERS / "offering_server.py", *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         assert process.stdout is not None
         async with asyncio.timeout(20):

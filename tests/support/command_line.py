@@ -1,7 +1,6 @@
 """The ``mcpgw`` command as a process of its own, for tests that use it as people and scripts do."""
 
 import fcntl
-import json
 import os
 import pty
 import re
@@ -16,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.forked import ForkedProcess
+from tests.support.forked import ForkedProcess, gateway_command, server_table
 from tests.support.gateway_process import GatewayProcess
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,11 +26,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 
 def progress_configuration(folder: Path) -> str:
     """A gateway with the server alone whose tools report progress."""
-    return (
-        "[memory]\nenabled = false\n[servers.progress]\n"
-        f"command = {json.dumps(sys.executable)}\n"
-        f"args = {json.dumps([str(PROGRESS_SERVER), str(folder)])}\n"
-    )
+    return "[memory]\nenabled = false\n" + server_table("progress", PROGRESS_SERVER, folder)
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -46,9 +41,9 @@ def run(
     environment: Mapping[str, str] | None = None,
     stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end, as a copy of a process that has imported it."""
     return subprocess.run(
-        [sys.executable, "-m", "mcpgw", *map(str, arguments)],
+        gateway_command(*map(str, arguments)),
         cwd=folder,
         env=clean_environment(environment),
         input=stdin,
@@ -69,7 +64,7 @@ def on_terminal(*arguments: object) -> str:
     primary, secondary = pty.openpty()
     fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "mcpgw", *map(str, arguments)],
+        gateway_command(*map(str, arguments)),
         env=clean_environment({"TERM": "xterm-256color"}),
         stdin=subprocess.DEVNULL,
         stdout=secondary,

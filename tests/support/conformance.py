@@ -3,13 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.backends import SERVERS
-from tests.support.forked import server_command
+from tests.support.forked import server_command, server_table
 from tests.support.node import node_22
 
 TESTS = Path(__file__).parent.parent
@@ -25,7 +24,7 @@ def http_server(record: Path | None = None) -> Iterator[str]:
     """The server over Streamable HTTP; gives its URL."""
     options = [] if record is None else ["--record", str(record)]
     process = subprocess.Popen(
-        [sys.executable, SERVER, *options],
+        server_command(SERVER, *options),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -43,8 +42,7 @@ def http_server(record: Path | None = None) -> Iterator[str]:
 
 def stdio_table(name: str, *options: str) -> str:
     """The part of a configuration that has the server over stdio."""
-    command, *arguments = map(json.dumps, server_command(SERVER, "--stdio", *options))
-    return f"[servers.{name}]\ncommand = {command}\nargs = [{', '.join(arguments)}]\n"
+    return server_table(name, SERVER, "--stdio", *options)
 
 
 class SuiteRun:

@@ -1,14 +1,17 @@
 """Gateways and servers that begin as copies of a process which has imported everything already.
 
-Importing takes a gateway about a second of processor time, and a server that uses the SDK half of one: more
-than most tests need for all else. One process of each test run imports once (`serve_copies`), and forks a
-copy for each that is asked for over a Unix socket. From there on a copy is what ``python -m mcpgw``, or the
-script, is: its own arguments, environment, folder and files. Tests of the start begin real processes.
+Importing takes a gateway about a second of processor time, a server that uses the SDK half of one, and a
+command a quarter: more than most tests need for all else. One process of each test run imports once
+(`serve_copies`), and forks a copy for each that is asked for over a Unix socket. From there on a copy is what
+``python -m mcpgw``, or the script, is: its own arguments, environment, folder and files. Tests of the start
+begin real processes.
 """
 
 import atexit
 import contextlib
+import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -23,12 +26,13 @@ import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 _LONGEST_REQUEST = 256 * 1024
 _LENGTH = struct.Struct("!I")
 _STAND_IN = Path(__file__).parent.parent / "servers" / "forked_server.py"
 _GATEWAY = "mcpgw"
+_MEMORY = "mcpgw.backends.memory"
 
 
 class ForkedProcess:
@@ -87,8 +91,28 @@ class ForkedProcess:
 
 
 def server_command(script: Path, *arguments: str) -> list[str]:
-    """The command of a stdio server of these tests, as a copy; its end and exit code are the script's."""
-    return [sys.executable, "-I", "-S", str(_STAND_IN), _mould(), str(script), *arguments]
+    """The command of a server of these tests, as a copy; its end and exit code are the script's."""
+    return _stand_in(_mould(), str(script), *arguments)
+
+
+def server_table(name: str, script: Path, *arguments: object, more: str = "") -> str:
+    """Such a server in a configuration, under a name; `more` are further lines of its table."""
+    command, *rest = server_command(script, *map(str, arguments))
+    return f"[servers.{name}]\ncommand = {json.dumps(command)}\nargs = {json.dumps(rest)}\n{more}\n"
+
+
+def memory_command(*arguments: str) -> list[str]:
+    """``python -m mcpgw.backends.memory``, as a copy."""
+    return _stand_in(_mould(), _MEMORY, *arguments)
+
+
+def gateway_command(*arguments: str) -> list[str]:
+    """``python -m mcpgw``, as a copy."""
+    return _stand_in(_mould(), _GATEWAY, *arguments)
+
+
+def _stand_in(address: str, *words: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(_STAND_IN), address, *words]
 
 
 _lock = threading.Lock()
@@ -123,9 +147,13 @@ def _mould() -> str:
 def serve_copies(address: str) -> None:
     """Fork a copy for each who asks at `address`, until stdin is closed."""
     # These come when they are needed: with a command, with the first server, with the first request to /mcp.
-    late = ("mcpgw.cli.serve", "mcpgw.backends.server", "mcpgw.aggregate.door", "mcp.server.stdio")
+    late = ("mcpgw.cli.serve", "mcpgw.backends.server", "mcpgw.aggregate.door", "mcp.server.stdio", _MEMORY)
     for name in ("mcpgw.app", "mcpgw.cli", *late):
         importlib.import_module(name)
+    roster: Any = importlib.import_module("mcpgw.roster")
+    roster.MEMORY_PROGRAM = tuple(_stand_in(address, _MEMORY))  # the copies of gateways start copies
+    gc.collect()
+    gc.freeze()  # collecting in a copy would touch, and so copy, the memory that all share
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(16)
@@ -172,11 +200,18 @@ def _become(
     os.environ.update(environment)
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(line_buffering=stream.isatty() or bool(environment.get("PYTHONUNBUFFERED")))
     code = 1
     try:
         if script == _GATEWAY:
             sys.argv = [importlib.import_module("mcpgw.__main__").__file__ or "", *arguments]
             importlib.import_module("mcpgw.cli").main()
+        elif script == _MEMORY:
+            module = importlib.import_module(_MEMORY)
+            sys.argv = [module.__file__ or "", *arguments]
+            sys.exit(module.main())
         else:
             sys.argv = [script, *arguments]
             sys.path.insert(0, str(Path(script).parent))
