@@ -23,8 +23,8 @@ else:
     from mcpgw.handlers.published_keys import KeyedRequests
 
 LATE = (
-    "aiohttp alembic argon2 cryptography fastmcp httpx2 jsonschema jsonschema_rs jwt mcp mcp_types "
-    "playwright pydantic regex uvicorn watchfiles yaml"
+    "aiohttp alembic argon2 cryptography difflib fastmcp httpx2 jsonschema jsonschema_rs jwt mcp mcp_types "
+    "playwright pydantic regex statistics uvicorn watchfiles yaml"
 )
 
 
