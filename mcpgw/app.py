@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,10 +245,10 @@ async def _started(services: Services, ending: asyncio.Event) -> bool:
 
 async def _ready_for_calls(services: Services) -> None:
     # While servers start there is time; without any, clients may never come.
-    prepared = services.preparation.under_way() if services.gateway.server_ids else None
-    await services.gateway.wait_started(_FIRST_START_SECONDS)
-    if prepared is not None:
-        await prepared
+    waits: list[Coroutine[None, None, None]] = [services.gateway.wait_started(_FIRST_START_SECONDS)]
+    if services.gateway.server_ids and (prepared := services.preparation.under_way()) is not None:
+        waits.append(prepared)
+    await asyncio.gather(*waits)
 
 
 def _running(url: str, config: Config) -> RunningGateway:

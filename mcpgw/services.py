@@ -36,6 +36,7 @@ from mcpgw.administration import Administration
 from mcpgw.aggregate import McpEntrance, Visit
 from mcpgw.approvals import Approvals
 from mcpgw.audit import Actor, Audit
+from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.bus import Bus, LocalBus
 from mcpgw.bus.log_handler import BusLogHandler
 from mcpgw.call_record import CallRecords
@@ -57,6 +58,7 @@ from mcpgw.rate_limit import UserLimits
 from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
 from mcpgw.roster import Roster, make_roster
+from mcpgw.servers import start_ahead
 from mcpgw.session_store import SessionStore
 from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting
 from mcpgw.tracing import Tracing
@@ -365,14 +367,21 @@ async def running_services(loaded: Config) -> AsyncIterator[Services]:
     )
     try:
         stored = await _Stored.read(loaded, store)
-        async with _built(stored, tokens, store) as services:
-            yield services
+        reaper = ProcessReaper()
+        try:
+            await start_ahead(stored.roster.definitions, reaper)
+            async with _built(stored, tokens, store, reaper) as services:
+                yield services
+        finally:
+            reaper.close()
     finally:
         await store.close()
 
 
 @asynccontextmanager
-async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator[Services]:
+async def _built(
+    stored: _Stored, tokens: Tokens, store: Store, reaper: ProcessReaper
+) -> AsyncIterator[Services]:
     config = stored.config
     sessions = SessionStore(config.sessions)
     metrics = Metrics(
@@ -390,7 +399,12 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store) -> AsyncIterator
     tracing = Tracing()
     catalogs = CatalogService(store, config.catalogs, bus.publish)
     gateway = Gateway(
-        stored.roster.definitions, config.calls, config.backends, metrics=metrics, tracing=tracing
+        stored.roster.definitions,
+        config.calls,
+        config.backends,
+        metrics=metrics,
+        tracing=tracing,
+        reaper=reaper,
     )
     gateway.listen(_Announcer(bus, metrics, gateway).tell)
     try:
