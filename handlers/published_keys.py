@@ -27,6 +27,7 @@ class KeyedRequests(PassingOn):
     """Hands requests on to `application` when the keys of their tokens are there, or cannot be had.
 
     `preparing` gives what to wait for before any request but a probe is served, and None where that is done.
+    A probe that shows a token waits as well: it is verified as any other.
     `fetching` gives what to wait for before a token can be verified, and None where there is nothing.
     """
 
@@ -52,7 +53,7 @@ class _KeyedRequest(PassedOn):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        if not _is_probe(start_line) and (prepared := self._preparing()) is not None:
+        if not _is_probe(start_line, headers) and (prepared := self._preparing()) is not None:
             return self._after(prepared, start_line, headers)
         return self._keyed(start_line, headers)
 
@@ -88,6 +89,8 @@ class _KeyedRequest(PassedOn):
             await handed
 
 
-def _is_probe(start_line: RequestStartLine | ResponseStartLine) -> bool:
-    """Whether it asks how the gateway is: a probe neither waits, nor is it a client."""
-    return isinstance(start_line, RequestStartLine) and start_line.path in _PROBES
+def _is_probe(start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> bool:
+    """Whether nobody in particular asks how the gateway is: a probe neither waits, nor is it a client."""
+    if not isinstance(start_line, RequestStartLine) or start_line.path not in _PROBES:
+        return False
+    return next(tokens_of(headers), None) is None

@@ -356,10 +356,10 @@ async def _before(awaited: Coroutine[Any, Any, Any], ending: asyncio.Event) -> b
 
 async def _ready_for_calls(services: Services) -> None:
     # While servers start there is time; without any, clients may never come.
-    prepared = services.preparation.under_way() if services.gateway.server_ids else None
-    await services.gateway.wait_started(_FIRST_START_SECONDS)
-    if prepared is not None:
-        await prepared
+    waits: list[Coroutine[None, None, None]] = [services.gateway.wait_started(_FIRST_START_SECONDS)]
+    if services.gateway.server_ids and (prepared := services.preparation.under_way()) is not None:
+        waits.append(prepared)
+    await asyncio.gather(*waits)
 
 
 async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -> None:

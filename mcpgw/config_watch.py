@@ -9,8 +9,11 @@ changes (a network file system, too many watches), the files are looked at now a
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import aclosing
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -65,7 +68,6 @@ async def watch_files(
 
 async def _stirred(files: tuple[Path, ...], seen: Seen, interval: float) -> None:
     """Wait until the files are other than `seen`."""
-    watchfiles = await asyncio.to_thread(import_module, "watchfiles")
     while True:
         folders = await asyncio.to_thread(_folders, files)
         # What has changed before the watch began would be missed.
@@ -75,25 +77,57 @@ async def _stirred(files: tuple[Path, ...], seen: Seen, interval: float) -> None
             await asyncio.sleep(interval)
             continue
         try:
-            watching = watchfiles.awatch(
-                *folders.values(),
-                watch_filter=None,
-                step=_STEP_MS,
-                debounce=_STEP_MS * 4,
-                rust_timeout=round(interval * 1000),
-                yield_on_timeout=True,
-                recursive=False,
-                ignore_permission_denied=True,
-            )
-            async with aclosing(watching) as changes:
-                async for _ in changes:
+            async with _told_of_changes(folders.values(), interval) as changed:
+                while True:
+                    await changed()
                     if await asyncio.to_thread(_look, files) != seen:
                         return
                     if await asyncio.to_thread(_folders, files) != folders:
                         break
-        except (OSError, RuntimeError) as error:
+        except (ImportError, OSError, RuntimeError) as error:
             log_event(_LOGGER, logging.WARNING, "files are not watched", reason=str(error))
             await asyncio.sleep(interval)
+
+
+@asynccontextmanager
+async def _told_of_changes(
+    folders: Iterable[Path], interval: float
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """What waits for the next change in one of `folders`, at most `interval` seconds.
+
+    Raises (also when waited for):
+        ImportError, OSError, RuntimeError: nothing can tell of changes.
+    """
+    # In a thread of its own, which it blocks nearly always. `awatch` does that as well, with a part of anyio
+    # that takes a MiB, and that nothing else needs in a gateway without servers.
+    thread, stop = ThreadPoolExecutor(1, thread_name_prefix="files"), threading.Event()
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
+    try:
+        watchfiles = await in_thread(import_module, "watchfiles")
+        watching = watchfiles.watch(
+            *folders,
+            watch_filter=None,
+            step=_STEP_MS,
+            debounce=_STEP_MS * 4,
+            stop_event=stop,
+            rust_timeout=round(interval * 1000),
+            yield_on_timeout=True,
+            raise_interrupt=False,
+            recursive=False,
+            ignore_permission_denied=True,
+        )
+
+        async def changed() -> None:
+            if await in_thread(next, watching, None) is None:
+                raise RuntimeError("the watch has ended")
+
+        try:
+            yield changed
+        finally:
+            stop.set()  # it is looked at every `_STEP_MS`
+            thread.submit(watching.close)
+    finally:
+        thread.shutdown(wait=False)
 
 
 async def _settled(files: Callable[[], Iterable[Path]]) -> Seen:

@@ -33,7 +33,6 @@ starts the gateway, never for a client.
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -310,6 +309,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
     Made to stand behind a sentence: ``f"no server {name!r}{suggest(name, servers)}"``.
     """
+    from difflib import get_close_matches  # noqa: PLC0415 - for who has mistyped something
+
     names = sorted(known)
     if near := get_close_matches(name[:128], names, n=1, cutoff=0.5):
         return f"; did you mean {near[0]!r}?"

@@ -31,6 +31,7 @@ from mcpgw.access.permissions import (
 from mcpgw.access.tokens import Principal
 from mcpgw.approvals import Approvals
 from mcpgw.arguments import ArgumentChecks
+from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.backends.requests import Asker, Observer, SilentObserver
 from mcpgw.backends.status import BackendState, BackendStatus, ListKind, Offer
 from mcpgw.backends.tools import Tool, ToolResult
@@ -107,8 +108,9 @@ class Gateway(Servers):
         *,
         metrics: Metrics,
         tracing: Tracing,
+        reaper: ProcessReaper | None = None,
     ) -> None:
-        super().__init__(definitions, settings, backend_settings, metrics=metrics)
+        super().__init__(definitions, settings, backend_settings, metrics=metrics, reaper=reaper)
         self._tracing = tracing
         self._checks = ArgumentChecks()
         self._served: WeakKeyDictionary[Server | Backend, _Served] = WeakKeyDictionary()

@@ -18,7 +18,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -337,7 +336,7 @@ class Hub:
             closing=states["leaving"] + states["refused"],
             unidentified=self._unidentified,
             newest_age=ages[0] if ages else 0.0,
-            median_age=median(ages) if ages else 0.0,
+            median_age=_middle(ages),
             oldest_age=ages[-1] if ages else 0.0,
             frames_in=self._frames_in + sum(place.frames_in for place in self._live()),
             frames_out=self._frames_out + sum(place.frames_out for place in self._live()),
@@ -501,3 +500,9 @@ async def sweep_every(seconds: float, *sweeps: Callable[[], object]) -> None:
         await asyncio.sleep(seconds)
         for sweep in sweeps:
             sweep()
+
+
+def _middle(values: Sequence[float]) -> float:
+    """The median; 0 of nothing. `statistics` is 0.3 MiB, with fractions and decimals."""
+    ordered, count = sorted(values), len(values)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2 if count else 0.0

@@ -36,6 +36,7 @@ from mcpgw.administration import Administration
 from mcpgw.aggregate import McpEntrance, Visit
 from mcpgw.approvals import Approvals
 from mcpgw.audit import Actor, Audit
+from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.bus import Bus, LocalBus, SharedBus
 from mcpgw.bus.log_handler import BusLogHandler
 from mcpgw.call_record import CallRecords
@@ -56,6 +57,7 @@ from mcpgw.rate_limit import UserLimits
 from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
 from mcpgw.roster import Roster, make_roster
+from mcpgw.servers import start_ahead
 from mcpgw.session_store import SessionStore
 from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting, StoreError
 from mcpgw.tracing import Tracing
@@ -387,8 +389,13 @@ async def running_services(loaded: Config, peers: Peers | None = None) -> AsyncI
     )
     try:
         stored = await _Stored.read(loaded, store)
-        async with _built(stored, tokens, store, peers or Peers()) as services:
-            yield services
+        reaper = ProcessReaper()
+        try:
+            await start_ahead(stored.roster.definitions, reaper)
+            async with _built(stored, tokens, store, reaper, peers or Peers()) as services:
+                yield services
+        finally:
+            reaper.close()
     finally:
         await store.close()
 
@@ -410,7 +417,9 @@ async def _bus(config: Config, metrics: Metrics, peers: Peers) -> LocalBus:
 
 
 @asynccontextmanager
-async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) -> AsyncIterator[Services]:
+async def _built(
+    stored: _Stored, tokens: Tokens, store: Store, reaper: ProcessReaper, peers: Peers
+) -> AsyncIterator[Services]:
     config = stored.config
     sessions = SessionStore(config.sessions)
     metrics = Metrics(
@@ -423,7 +432,12 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
     tracing = Tracing()
     catalogs = CatalogService(store, config.catalogs, bus.publish)
     gateway = Gateway(
-        stored.roster.definitions, config.calls, config.backends, metrics=metrics, tracing=tracing
+        stored.roster.definitions,
+        config.calls,
+        config.backends,
+        metrics=metrics,
+        tracing=tracing,
+        reaper=reaper,
     )
     gateway.listen(_Announcer(bus, metrics, gateway).tell)
     try:

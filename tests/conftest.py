@@ -5,6 +5,7 @@ import signal
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,20 @@ def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     return as_utf8((yield))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take `--uvloop`: the tests run on the loop that a gateway has with the extra `fast`."""
+    parser.addoption("--uvloop", action="store_true", help="run the tests on uvloop")
+
+
 @pytest.fixture
-def io_loop() -> Iterator[IOLoop]:
+def io_loop(request: pytest.FixtureRequest) -> Iterator[IOLoop]:
     """A fresh event loop for each test.
 
     Takes the place of pytest-tornado's own, which makes its loop the current one in a way that Tornado has
     deprecated and that leaves another loop unclosed.
     """
-    loop = AsyncIOLoop(make_current=False)
+    loops = import_module("uvloop" if request.config.getoption("--uvloop") else "asyncio")
+    loop = AsyncIOLoop(make_current=False, asyncio_loop=loops.new_event_loop())
     asyncio.set_event_loop(loop.asyncio_loop)
     yield loop
     asyncio.set_event_loop(None)

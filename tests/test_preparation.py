@@ -23,8 +23,8 @@ else:
     from mcpgw.handlers.published_keys import KeyedRequests
 
 LATE = (
-    "aiohttp alembic argon2 cryptography fastmcp httpx2 jsonschema jsonschema_rs jwt mcp mcp_types "
-    "playwright pydantic regex uvicorn watchfiles yaml"
+    "aiohttp alembic argon2 cryptography difflib fastmcp httpx2 jsonschema jsonschema_rs jwt mcp mcp_types "
+    "playwright pydantic regex statistics uvicorn watchfiles yaml"
 )
 
 
@@ -51,6 +51,26 @@ async def test_all_who_come_first_wait_for_the_same_and_later_ones_for_nothing()
     assert {"jwt", "mcpgw.wire.slow_check"} <= sys.modules.keys()
 
 
+@pytest.mark.gen_test
+async def test_libraries_that_cannot_be_loaded_are_logged_and_tried_again_with_the_next_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults = [OSError(24, "Too many open files")]
+
+    def load() -> None:
+        if faults:
+            raise faults.pop()
+
+    preparation = Preparation(load)
+    waits = [preparation.under_way(), preparation.under_way()]
+    await asyncio.gather(*(wait for wait in waits if wait))
+    assert [record.getMessage() for record in caplog.records] == ["libraries not loaded"]
+    again = preparation.under_way()
+    assert again is not None
+    await again
+    assert preparation.under_way() is None
+
+
 class Requests(HTTPServerConnectionDelegate, HTTPMessageDelegate):
     """Writes down the paths that are handed on."""
 
@@ -68,7 +88,7 @@ class Requests(HTTPServerConnectionDelegate, HTTPMessageDelegate):
 
 
 @pytest.mark.gen_test
-async def test_a_request_waits_until_all_is_there_and_a_probe_does_not() -> None:
+async def test_a_request_waits_until_all_is_there_and_a_probe_without_a_token_does_not() -> None:
     ready, inner = asyncio.Event(), Requests()
 
     async def prepared() -> None:
@@ -76,13 +96,14 @@ async def test_a_request_waits_until_all_is_there_and_a_probe_does_not() -> None
 
     keyed = KeyedRequests(inner, lambda _token: None, lambda: None if ready.is_set() else prepared())
     waiting = []
-    for path in ("/ws", "/healthz"):
+    for path, token in (("/ws", ""), ("/healthz", ""), ("/readyz", "to be verified")):
         request = keyed.start_request(object(), HTTPConnection())
-        handed = request.headers_received(RequestStartLine("GET", path, "HTTP/1.1"), HTTPHeaders())
-        waiting.append(handed)
+        headers = HTTPHeaders({"Authorization": f"Bearer {token}"} if token else {})
+        waiting.append(request.headers_received(RequestStartLine("GET", path, "HTTP/1.1"), headers))
     assert inner.paths == ["/healthz"]
     assert waiting[1] is None
     ready.set()
-    assert waiting[0] is not None
-    await waiting[0]
-    assert inner.paths == ["/healthz", "/ws"]
+    for handed in (waiting[0], waiting[2]):
+        assert handed is not None
+        await handed
+    assert inner.paths == ["/healthz", "/ws", "/readyz"]

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import socket
 from enum import IntEnum
 from pathlib import Path
@@ -108,17 +107,11 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _unstartable(error: OSError, command: str, cwd: Path | None, path: str | None) -> str | None:
-    """Which of command and folder the operating system does not take; None where it is neither.
-
-    `path` is where the command is looked for.
-    """
-    if error.filename is not None:
-        name = os.fsdecode(error.filename)
-    elif (found := _refused(error, command, cwd, path)) is not None:
-        name = found
-    else:
+def _unstartable(error: OSError, command: str, cwd: Path | None) -> str | None:
+    """Which of command and folder the operating system does not take; None where it is neither."""
+    if error.filename is None:
         return None
+    name = os.fsdecode(error.filename)
     if cwd is not None and name == str(cwd):
         return f"its folder (cwd) {name!r} cannot be entered: {error.strerror}"
     if name != command:
@@ -134,17 +127,6 @@ def _unstartable(error: OSError, command: str, cwd: Path | None, path: str | Non
     return f"its command {command!r} " + ("does not exist" if "/" in command else "is not found on PATH")
 
 
-def _refused(error: OSError, command: str, cwd: Path | None, path: str | None) -> str | None:
-    """What an error without a name is about: uvloop gives none."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
-        return None
-    if cwd is not None and not (cwd.is_dir() and os.access(cwd, os.X_OK)):
-        return str(cwd)
-    is_found = shutil.which(command, path=path) is not None
-    # One that is there and yet is not found names another program that is missing.
-    return command if isinstance(error, FileNotFoundError) or not is_found else None
-
-
 def in_words(error: BaseException, definition: ServerDefinition | None = None) -> str:
     """Why a backend could not be started, or ended, in words for an operator.
 
@@ -154,8 +136,7 @@ def in_words(error: BaseException, definition: ServerDefinition | None = None) -
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if definition is not None and definition.command is not None and isinstance(error, OSError):
-        path = definition.env.get("PATH", os.environ.get("PATH"))
-        words = _unstartable(error, definition.command, definition.cwd, path)
+        words = _unstartable(error, definition.command, definition.cwd)
         if words is not None:
             return words
     if isinstance(error, FileNotFoundError) and error.filename is not None:

@@ -6,14 +6,19 @@ file of `mcpgw.backends.processes`), tells it each process group that it starts,
 environment (``add PGID MARK``), and each that has ended (``remove PGID``), and holds its stdin open. When
 that stdin ends, the gateway is gone: groups that are still alive after a moment of grace are killed, whole,
 and so is what has left them. POSIX only.
+
+Since nothing may run that it does not know, the reaper's pipe is also where processes are started: at once,
+or ahead, while there is nothing yet that could speak with them.
 """
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import IO
 
 from mcpgw.backends import processes
+from mcpgw.backends.child import Child, Program
 
 GRACE_SECONDS = 2.0
 
@@ -28,11 +33,37 @@ class ProcessReaper:
         self._grace = grace
         self._process: subprocess.Popen[bytes] | None = None
         self._groups: dict[int, str] = {}
+        self._ahead: list[tuple[Program, Child]] = []
 
     @property
     def pid(self) -> int | None:
         """The process id of the reaper, where it was started."""
         return None if self._process is None else self._process.pid
+
+    def start_ahead(self, programs: Iterable[Program]) -> None:
+        """Start what `start` will be asked for soon. What cannot be started now is left to `start` to say."""
+        for program in programs:
+            with suppress(OSError):
+                self._ahead.append((program, self._start(program)))
+
+    def start(self, program: Program) -> Child:
+        """A process of `program`: one that was started ahead, where there is one, or a new one.
+
+        Raises:
+            OSError: it cannot be started, or the reaper cannot.
+        """
+        for position, (ahead, child) in enumerate(self._ahead):
+            if ahead == program:
+                del self._ahead[position]
+                return child
+        return self._start(program)
+
+    def discard_ahead(self) -> None:
+        """End what was started ahead, and nobody has asked for."""
+        ahead, self._ahead = self._ahead, []
+        for _, child in ahead:
+            child.end()
+            self.remove(child.pid)
 
     def add(self, group: int, mark: str = "") -> None:
         """Have the process group `group`, and what bears its `mark`, ended when this process dies.
@@ -55,6 +86,7 @@ class ProcessReaper:
 
     def close(self) -> None:
         """End the reaper itself; it first ends what was never removed."""
+        self.discard_ahead()
         process, self._process = self._process, None
         self._groups.clear()
         if process is not None:
@@ -64,6 +96,15 @@ class ProcessReaper:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def _start(self, program: Program) -> Child:
+        child = Child(program)
+        try:
+            self.add(child.pid, child.mark)
+        except OSError:
+            child.end()
+            raise
+        return child
 
     def _tell(self, line: str) -> None:
         if self._process is not None:

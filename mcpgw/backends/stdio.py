@@ -9,22 +9,21 @@ holds the pipes. Source: MCP 2025-11-25 and 2026-07-28, "Transports: stdio" and 
 
 import asyncio
 import os
-import secrets
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 
 import anyio
 import mcp_types as types
-from mcp.client.stdio import get_default_environment
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
 from mcpgw.backends import processes
+from mcpgw.backends.child import Child, Program
 from mcpgw.backends.failures import LocalFault, local_error, too_many
 from mcpgw.backends.lines import LineSplitter, OversizedLine, answered_id, asked_id
 from mcpgw.backends.reaper import ProcessReaper
@@ -70,51 +69,38 @@ class StdioTransport:
         on_fault: Callable[[str], None],
         on_end: Callable[[str], None],
     ) -> None:
-        self._argv = (command, *args)
-        self._env = get_default_environment() | dict(env)
-        self._cwd = cwd
-        self._mark = secrets.token_hex(16)
+        self._program = Program((command, *args), env, cwd)
         self._max_message_size = max_message_size
         self._stop_timeout = stop_timeout
         self._reaper = reaper
         self._on_fault = on_fault
         self._on_end = on_end
         self._reader = MessageReader(on_end, max_waiting=2 * max_message_size)
-        self._child = _Child(
+        self._listener = _Listener(
             self._reader, LineSplitter(max_message_size), RateLimit(notification_rate), on_stderr, on_fault
         )
-        self._transport: asyncio.SubprocessTransport | None = None
+        self._child: Child | None = None
 
     def use_reader(self, make: "Callable[[Callable[[str], None], int], MessageReader]") -> None:
         """Have another reader than the SDK's; before entering. `make` takes `on_end` and the most bytes."""
-        self._reader = self._child.reader = make(self._on_end, 2 * self._max_message_size)
+        self._reader = self._listener.reader = make(self._on_end, 2 * self._max_message_size)
 
     @property
     def pid(self) -> int | None:
         """The process id of the child, where it was started."""
-        return None if self._transport is None else self._transport.get_pid()
+        return None if self._child is None else self._child.pid
 
     async def __aenter__(self) -> tuple["MessageReader", "MessageWriter"]:
-        loop = asyncio.get_running_loop()
-        # Nothing awaits between the start and the registration, so a cancellation cannot leak the child.
-        transport, _ = await loop.subprocess_exec(
-            lambda: self._child,
-            *self._argv,
-            env=self._env | {processes.MARK: self._mark},
-            cwd=self._cwd,
-            start_new_session=True,
-        )
-        self._transport = transport
+        child = self._child = self._listener.child = self._reaper.start(self._program)
         try:
-            self._reaper.add(transport.get_pid(), self._mark)
-        except OSError:
+            await child.connect(self._listener)
+        except (OSError, asyncio.CancelledError):
             await self.__aexit__(None, None, None)
             raise
-        stdout = cast("asyncio.ReadTransport", transport.get_pipe_transport(1))
-        stdout.set_protocol(_Stdout(self._child, stdout.get_protocol()))
-        self._reader.attach(stdout)
-        stdin = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
-        return self._reader, MessageWriter(stdin, 2 * self._max_message_size, self._reader.end)
+        assert child.stdin is not None, "it is connected"  # noqa: S101
+        assert child.stdout is not None, "it is connected"  # noqa: S101
+        self._reader.attach(child.stdout)
+        return self._reader, MessageWriter(child.stdin, 2 * self._max_message_size, self._reader.end)
 
     async def __aexit__(
         self,
@@ -122,54 +108,53 @@ class StdioTransport:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._transport is not None, "left without having been entered"  # noqa: S101
+        assert self._child is not None, "left without having been entered"  # noqa: S101
         with anyio.CancelScope(shield=True):
-            await self._stop(self._transport)
+            await self._stop(self._child)
 
-    async def _stop(self, transport: asyncio.SubprocessTransport) -> None:
+    async def _stop(self, child: Child) -> None:
         """End the child; whatever cuts this short, its pipes are closed and it is killed."""
         try:
-            await self._end_child(transport)
+            await self._end_child(child)
         finally:
             with suppress(PermissionError):  # a child that changed its user cannot be signalled
-                transport.close()
+                child.close()
 
-    async def _end_child(self, transport: asyncio.SubprocessTransport) -> None:
+    async def _end_child(self, child: Child) -> None:
         """The specification's escalation: close stdin, SIGTERM, SIGKILL, with a bounded wait after each."""
-        group = transport.get_pid()
-        stdin = transport.get_pipe_transport(0)
+        group, stdin = child.pid, child.stdin
         # It reads no more: mostly it ends at this moment, which is a better reason than that.
         closed_by_child = stdin is not None and stdin.is_closing()
-        if closed_by_child and await self._child.wait_exited(_LEFTOVER_SECONDS):
-            self._reader.tell(self._child.exit_words())
+        if closed_by_child and await self._listener.wait_exited(_LEFTOVER_SECONDS):
+            self._reader.tell(self._listener.exit_words())
         self._reader.end(None)
         # A message that could not be sent is noticed sooner than the end of the child, which is the reason.
-        if not self._reader.is_told and (reason := await self._child.why_ended()) is not None:
+        if not self._reader.is_told and (reason := await self._listener.why_ended()) is not None:
             self._reader.tell(reason)
         self._reader.discard()
         # Before it ends: then they have other parents. In a thread, for it reads much of /proc.
         family: set[processes.Process] = set()
-        if not self._child.has_exited:  # else its number may be another's
+        if not self._listener.has_exited:  # else its number may be another's
             family = await asyncio.to_thread(processes.descendants, [group])
         if stdin is not None:
-            cast("asyncio.WriteTransport", stdin).close()
+            stdin.close()
         for sent in (None, signal.SIGTERM, signal.SIGKILL):
             if sent is not None:
                 _signal_group(group, sent)
-            if await self._child.wait_exited(self._stop_timeout):
+            if await self._listener.wait_exited(self._stop_timeout):
                 break
         # What the leader left behind in its group has no parent to serve any more.
         _signal_group(group, signal.SIGKILL)
-        if killed := await asyncio.to_thread(processes.kill_family, family, [self._mark]):
+        if killed := await asyncio.to_thread(processes.kill_family, family, [child.mark]):
             self._on_fault(f"{killed} processes that it had started outlived it, and were killed")
         self._reaper.remove(group)
-        if stdin is not None and cast("asyncio.WriteTransport", stdin).get_write_buffer_size():
+        if stdin is not None and stdin.get_write_buffer_size():
             # What the child never read would keep the pipe open as long as a process of another group does.
-            cast("asyncio.WriteTransport", stdin).abort()
+            stdin.abort()
 
 
-class _Child(asyncio.SubprocessProtocol):
-    """The asyncio side of the child: cuts its pipes into lines and hands each on."""
+class _Listener:
+    """Listens to a child: cuts what it writes into lines and hands each on."""
 
     def __init__(
         self,
@@ -188,21 +173,17 @@ class _Child(asyncio.SubprocessProtocol):
         self._exited = asyncio.Event()
         self._stdout_closed = False
         self._ending: str | None = None
-        self._transport: asyncio.SubprocessTransport | None = None
+        self.child: Child | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.SubprocessTransport", transport)
-
-    def pipe_data_received(self, fd: int, data: bytes | str) -> None:
-        chunk = cast("bytes", data)
+    def pipe_data_received(self, fd: int, data: bytes, /) -> None:
         if fd == 1:
-            in_batch(self._receive_lines, chunk)
+            in_batch(self._receive_lines, data)
         else:
-            for line in self._stderr.feed(chunk):
+            for line in self._stderr.feed(data):
                 kept = line.head if isinstance(line, OversizedLine) else line
                 self._on_stderr(kept.decode("utf-8", "replace").rstrip("\r"))
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
+    def pipe_connection_lost(self, fd: int, _exc: Exception | None, /) -> None:
         if fd == 0:
             # What it wrote before is still to be read; no call can reach it any more.
             self._end_in(_LEFTOVER_SECONDS, "it closed its stdin")
@@ -248,7 +229,7 @@ class _Child(asyncio.SubprocessProtocol):
 
     def exit_words(self) -> str:
         """How it ended."""
-        code = None if self._transport is None else self._transport.get_returncode()
+        code = None if self.child is None else self.child.returncode
         if code is not None and code < 0:
             return f"{PROCESS_ENDED} was ended by signal {-code}"
         return f"{PROCESS_ENDED} ended with exit code {code}"
@@ -276,13 +257,12 @@ class _Child(asyncio.SubprocessProtocol):
         self.reader.put(SessionMessage(message), len(line))
 
     def _refuse(self, request_id: types.RequestId, error: types.ErrorData) -> None:
-        stdin = None if self._transport is None else self._transport.get_pipe_transport(0)
+        stdin = None if self.child is None else self.child.stdin
         if stdin is None or stdin.is_closing():
             return
-        pipe = cast("asyncio.WriteTransport", stdin)
-        if pipe.get_write_buffer_size() <= _MOST_REFUSALS:
+        if stdin.get_write_buffer_size() <= _MOST_REFUSALS:
             answer = types.JSONRPCError(jsonrpc="2.0", id=request_id, error=error)
-            pipe.write(answer.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+            stdin.write(answer.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
 
     def _parse(self, line: bytes) -> types.JSONRPCMessage | None:
         parse = types.jsonrpc_message_adapter.validate_json
@@ -315,20 +295,6 @@ class _Child(asyncio.SubprocessProtocol):
         if request_id is not None:
             answer = types.JSONRPCError(jsonrpc="2.0", id=request_id, error=error)
             self.reader.put(SessionMessage(answer), 0)
-
-
-class _Stdout(asyncio.Protocol):
-    """Hands on what the child writes in the turn in which it was read; asyncio itself takes another one."""
-
-    def __init__(self, child: _Child, before: asyncio.BaseProtocol) -> None:
-        self._child = child
-        self._before = before
-
-    def data_received(self, data: bytes) -> None:
-        self._child.pipe_data_received(1, data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._before.connection_lost(exc)
 
 
 class MessageReader:

@@ -34,7 +34,7 @@ _TYPES: Final = frozenset({"array", "boolean", "integer", "null", "number", "obj
 
 def quick_check(schema: Mapping[str, Any]) -> QuickCheck | None:
     """Compile a schema of the gateway's own; None where the library cannot."""
-    import jsonschema_rs  # noqa: PLC0415 - 6 MiB, which a gateway without clients does not need
+    import jsonschema_rs  # noqa: PLC0415 - some MiB, which a gateway without clients does not need
 
     try:
         validator = jsonschema_rs.validator_for(

@@ -8,6 +8,7 @@ from mcpgw.backends import sdk_seam
 from tests.support import backends
 
 _WITHOUT_PIPES = {
+    "test_child",
     "test_direct_http",
     "test_direct_stdio",
     "test_legacy_sse",

@@ -77,10 +77,17 @@ def settings(**changes: Any) -> BackendSettings:
 
 @asynccontextmanager
 async def running(
-    *definitions: ServerDefinition, longest_call: float = 60, wait: bool = True, **changes: Any
+    *definitions: ServerDefinition,
+    longest_call: float = 60,
+    wait: bool = True,
+    reaper: ProcessReaper | None = None,
+    **changes: Any,
 ) -> AsyncIterator[list[Backend]]:
-    """Backends that are supervised inside the block, and ended when it is left; ready unless not `wait`."""
-    reaper = ProcessReaper()
+    """Backends that are supervised inside the block, and ended when it is left; ready unless not `wait`.
+
+    `reaper` starts their processes, and is ended with them.
+    """
+    reaper = reaper or ProcessReaper()
     backends = [
         Backend(definition, settings(**changes), reaper=reaper, longest_call=longest_call)
         for definition in definitions
