@@ -422,9 +422,15 @@ async def _built(stored: _Stored, tokens: Tokens, store: Store, peers: Peers) ->
     tracing = Tracing()
     catalogs = CatalogService(store, config.catalogs, bus.publish)
     gateway = Gateway(
-        stored.roster.definitions, config.calls, config.backends, metrics=metrics, tracing=tracing
+        stored.roster.definitions,
+        config.calls,
+        config.backends,
+        metrics=metrics,
+        tracing=tracing,
+        peers=peers,
     )
-    gateway.listen(_Announcer(bus, metrics, gateway).tell)
+    # What happens to a server of another worker is told by that one.
+    gateway.listen(_Announcer(bus, metrics, gateway).tell, elsewhere=False)
     try:
         gateway.start()
         stored.tell(bus)
