@@ -235,7 +235,8 @@ class RemoteServer:
         if event is not None:
             self._announce(*event)
         elif is_new and self.state.takes_calls:
-            self._announce("restarted" if self._was_ready else "started", {"tools": len(self.tools)}, None)
+            name = "restarted" if self._was_ready else "started"
+            self._announce(name, {"tools": len(self.tools)}, None)
         self._was_ready = self._was_ready or self.state.takes_calls
 
     def owner_gone(self) -> None:
