@@ -308,8 +308,13 @@ class Administration:
             require_write_servers(actor)
             if not self.describe(name).is_in_force:
                 raise Conflict(f"the server {name!r} has faults and is not in force: mend it first")
-            elsewhere = self._peers.ask_all(_ACTION, [verb, name], seconds=_ACTION_SECONDS)
-            await asyncio.gather(self._act_here(verb, name), elsewhere)
+            acts = [self._act_here(verb, name)]
+            if not self._gateway.definition(name).single:  # else it is passed on to where it runs
+                acts.append(self._act_elsewhere(verb, name))
+            await asyncio.gather(*acts)
+
+    async def _act_elsewhere(self, verb: str, name: str) -> None:
+        await self._peers.ask_all(_ACTION, [verb, name], seconds=_ACTION_SECONDS)
 
     async def _act_here(self, verb: str, name: str) -> None:
         gateway = self._gateway

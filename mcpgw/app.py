@@ -369,7 +369,7 @@ async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -
     services.gateway.begin_draining(drain_timeout)
     services.bus.publish("gateway.draining", {"state": "draining"})
     server.stop()
-    drained = asyncio.create_task(services.hub.drain(loop.time() + drain_timeout))
+    drained = asyncio.create_task(_drained(services, loop.time() + drain_timeout))
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
@@ -384,6 +384,12 @@ async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await ended
+
+
+async def _drained(services: Services, deadline: float) -> None:
+    """Let connections end, and what other workers have open here, until `deadline` (of the loop's clock)."""
+    await services.hub.drain(deadline)
+    await services.gateway.wait_served(deadline - asyncio.get_running_loop().time())
 
 
 def _log_request(handler: RequestHandler) -> None:

@@ -56,12 +56,13 @@ from mcpgw.servers import GatewayListener, Servers
 from mcpgw.settings import BackendSettings, CallSettings
 from mcpgw.tool_policy import ServedTool, serve_tools
 from mcpgw.tracing import Tracing
+from mcpgw.workers.peers import Peers
 
 if TYPE_CHECKING:  # the MCP SDK is imported with the first server: see `Servers`
     from mcpgw.backends.backend import Backend
     from mcpgw.backends.direct_call import DirectToolCall, OnToolEnd
     from mcpgw.backends.mcp_requests import Maker
-    from mcpgw.backends.server import Server
+    from mcpgw.servers import AnyServer
 
 __all__ = ["BegunCall", "CallCounts", "Gateway", "GatewayListener"]
 
@@ -87,7 +88,7 @@ class CallCounts:
 class _Served:
     """What became of the tools of a server, or of one instance of it, by its definition."""
 
-    speaker: "ref[Server | Backend]"
+    speaker: "ref[AnyServer | Backend]"
     tools: Mapping[str, Tool]
     definition: ServerDefinition
     served: Mapping[str, ServedTool]
@@ -109,11 +110,12 @@ class Gateway(Servers):
         metrics: Metrics,
         tracing: Tracing,
         reaper: ProcessReaper | None = None,
+        peers: Peers | None = None,
     ) -> None:
-        super().__init__(definitions, settings, backend_settings, metrics=metrics, reaper=reaper)
+        super().__init__(definitions, settings, backend_settings, metrics=metrics, reaper=reaper, peers=peers)
         self._tracing = tracing
         self._checks = ArgumentChecks()
-        self._served: WeakKeyDictionary[Server | Backend, _Served] = WeakKeyDictionary()
+        self._served: WeakKeyDictionary[AnyServer | Backend, _Served] = WeakKeyDictionary()
         self._last_served: dict[str, _Served] = {}
         self._deadlines = Deadlines()
         self._drained_at = 0.0
@@ -127,6 +129,7 @@ class Gateway(Servers):
         """Take no new calls; those that are open have `seconds` to come to their end."""
         self.draining = True
         self._drained_at = time.monotonic() + seconds
+        self.begin_to_serve_none()
 
     async def stop(self) -> None:
         """End every server, side by side."""
@@ -254,7 +257,7 @@ class Gateway(Servers):
         return found
 
     async def _list_soon(
-        self, caller: Caller, kind: ListKind, server: "Server"
+        self, caller: Caller, kind: ListKind, server: "AnyServer"
     ) -> list[tuple[str, dict[str, Any]]]:
         """The list of one server among others; where it does not come soon, the last that is known."""
         if server.state is not BackendState.DEGRADED:
@@ -392,7 +395,7 @@ class Gateway(Servers):
     async def _approved(
         self,
         caller: Caller,
-        server: "Server",
+        server: "AnyServer",
         entry: ServedTool,
         given: Mapping[str, Any],
         arguments: Mapping[str, Any],
@@ -531,7 +534,7 @@ class Gateway(Servers):
         async with self._call_time(server_id, None):
             await server.unwatch_resource(_asker(caller), uri)
 
-    def _served_tools(self, server: "Server", speaker: "Server | Backend") -> Mapping[str, ServedTool]:
+    def _served_tools(self, server: "AnyServer", speaker: "AnyServer | Backend") -> Mapping[str, ServedTool]:
         """The tools that `speaker` tells of, as the policy of their server has them for callers, by name."""
         tools, kept = speaker.tools, self._last_served.get(server.id)
         if kept is None or kept.speaker() is not speaker:
@@ -554,7 +557,7 @@ class Gateway(Servers):
 
     def _admitted(
         self, principal: Principal, server_id: str, tool_name: str, timeout_ms: int | None
-    ) -> "Server":
+    ) -> "AnyServer":
         """The server of a call that `principal` may make now: what both ways of calling a tool ask first.
 
         Raises:
@@ -586,14 +589,14 @@ class Gateway(Servers):
                 "the gateway is ending and takes no new calls", retry_after_ms=round(left * 1000) + 1000
             )
 
-    def _visible_server(self, principal: Principal, server_id: str) -> "Server":
+    def _visible_server(self, principal: Principal, server_id: str) -> "AnyServer":
         server = self._servers.get(server_id)
         if server is None:
             visible = [name for name in self._servers if may_call_any(principal, name)]
             raise ServerNotFound(f"no server {server_id[:64]!r}{suggest(server_id, visible)}")
         return server
 
-    def _usable_server(self, principal: Principal, server_id: str) -> "Server":
+    def _usable_server(self, principal: Principal, server_id: str) -> "AnyServer":
         """A server all of which the caller may use: what no single tool stands for."""
         server = self._visible_server(principal, server_id)
         require_use_server(principal, server_id)
@@ -606,10 +609,10 @@ class Gateway(Servers):
         except ServerUnavailable as error:
             raise _discreet(principal, error) from error.__cause__
 
-    def _unavailable(self, principal: Principal, server: "Server") -> ServerUnavailable:
+    def _unavailable(self, principal: Principal, server: "AnyServer") -> ServerUnavailable:
         return _discreet(principal, server.unavailable())
 
-    def _call_seconds(self, server: "Server | None", timeout_ms: int | None) -> tuple[float, float, float]:
+    def _call_seconds(self, server: "AnyServer | None", timeout_ms: int | None) -> tuple[float, float, float]:
         """The most seconds of silence, of all, and of an input."""
         settings = self._settings
         if timeout_ms is not None:

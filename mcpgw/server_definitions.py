@@ -86,8 +86,9 @@ class ServerDefinition:
     With the transport ``stdio`` there is a `command`, and `args`, `env` and `cwd` are its own; with ``http``
     (Streamable HTTP) and ``sse`` (HTTP with SSE, of MCP 2024-11-05) there is a `url` with its `headers`.
     `timeout` is the default limit of one call in seconds. `isolation` says who shares one instance; `warm`,
-    `max_instances` and `max_instances_per_user` are for isolated servers. `source` is the place it was read
-    from, and `written` the table as it was written, with references such as ``${NAME}`` in their place.
+    `max_instances` and `max_instances_per_user` are for isolated servers. A `single` one runs in one worker
+    alone where there are several. `source` is the place it was read from, and `written` the table as it was
+    written, with references such as ``${NAME}`` in their place.
     """
 
     name: str
@@ -106,6 +107,7 @@ class ServerDefinition:
     max_instances_per_user: int = 1
     idle_stop: float = 0.0
     lazy: bool = False
+    single: bool = False
     approval: Approval = "never"
     tools: ToolPolicy = ToolPolicy()
     source: str = field(default="", compare=False)
@@ -144,6 +146,7 @@ _PLAIN: Final = (
     "max_instances_per_user",
     "idle_stop",
     "lazy",
+    "single",
     "approval",
 )
 """The members that are written as they are."""
@@ -249,6 +252,7 @@ def _definition(
         max_instances_per_user=table.get("max_instances_per_user", _PER_USER[isolation]),
         idle_stop=float(table.get("idle_stop", 0.0 if isolation == "shared" else _IDLE_STOP)),
         lazy=table.get("lazy", False),
+        single=table.get("single", False),
         approval=table.get("approval", "never"),
         tools=_policy(table.get("tools", {})),
         source=place,
@@ -390,8 +394,14 @@ def _rule_faults(table: Mapping[str, Any]) -> Iterator[tuple[JsonPath, str]]:
         for key in ("warm", "max_instances", "max_instances_per_user"):
             if key in table:
                 yield (key,), 'goes with isolation = "user" or "connection" only'
-    elif table.get("warm", 0) > table.get("max_instances", 20):
-        yield ("warm",), "is above max_instances"
+    else:
+        if table.get("warm", 0) > table.get("max_instances", 20):
+            yield ("warm",), "is above max_instances"
+        if table.get("single"):
+            yield (
+                ("single",),
+                'goes with isolation = "shared" only: the instances of a user are all in one worker anyway',
+            )
     seen: dict[str, str] = {}
     for tool, rule in table.get("tools", {}).items():
         if tool in RESERVED_TOOLS:

@@ -391,8 +391,9 @@ async def running_services(loaded: Config, peers: Peers | None = None) -> AsyncI
         stored = await _Stored.read(loaded, store)
         reaper = ProcessReaper()
         try:
-            await start_ahead(stored.roster.definitions, reaper)
-            async with _built(stored, tokens, store, reaper, peers or Peers()) as services:
+            peers = peers or Peers()
+            await start_ahead(stored.roster.definitions, reaper, peers)
+            async with _built(stored, tokens, store, reaper, peers) as services:
                 yield services
         finally:
             reaper.close()
@@ -438,8 +439,10 @@ async def _built(
         metrics=metrics,
         tracing=tracing,
         reaper=reaper,
+        peers=peers,
     )
-    gateway.listen(_Announcer(bus, metrics, gateway).tell)
+    # What happens to a server of another worker is told by that one.
+    gateway.listen(_Announcer(bus, metrics, gateway).tell, elsewhere=False)
     try:
         gateway.start()
         stored.tell(bus)

@@ -16,6 +16,7 @@ import pytest
 from mcpgw.access.callers import Caller
 from mcpgw.access.tokens import Principal
 from mcpgw.backends.requests import InputAnswer, InputRequest, SilentObserver
+from mcpgw.backends.server import Server
 from mcpgw.backends.tools import ToolResult
 from mcpgw.errors import (
     CallTimeout,
@@ -349,6 +350,7 @@ async def test_a_server_that_hangs_does_not_keep_the_lists_of_others(
     os.kill(pid, signal.SIGSTOP)
     try:
         for server in gateway._servers.values():  # as if both had changed
+            assert isinstance(server, Server)
             for one in server._instances:
                 server._lists.drop(one.backend)
         async with asyncio.timeout(5):
@@ -382,6 +384,7 @@ async def test_what_is_watched_goes_on_under_another_definition(start_gateway: S
     await gateway.subscribe_resource(caller, "scripted", "note:one")
     await gateway.replace_server(replace(gateway.definition("scripted"), env={"A": "1"}))
     server = gateway._servers["scripted"]
+    assert isinstance(server, Server)
     await until(lambda: server.state.takes_calls)
     [instance] = server._instances
     assert instance.backend.resources.uris == ("note:one",)

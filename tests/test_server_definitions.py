@@ -202,6 +202,15 @@ def test_all_faults_of_a_definition_are_told_and_none_shows_a_value() -> None:
     assert "hush" not in "".join(found)
 
 
+def test_a_single_server_is_shared_and_says_why_it_must_be() -> None:
+    assert defined({"command": "x", "single": True}).single
+    assert defined({"command": "x", "single": False, "isolation": "user"}).isolation == "user"
+    [fault] = faults({"command": "x", "single": True, "isolation": "user"})
+    assert fault.startswith(
+        '[servers.x] single: goes with isolation = "shared" only: the instances of a user'
+    )
+
+
 def test_a_reference_that_cannot_be_replaced_is_one_fault_not_two() -> None:
     assert faults({"url": "${NONE}"}) == ["[servers.x] url: environment variable NONE is not set"]
 

@@ -48,3 +48,14 @@ def complete(ref: Mapping[str, Any], argument: Mapping[str, str], context: Mappi
     return lambda: types.CompleteRequest(
         params=types.CompleteRequestParams.model_validate(members, by_name=False)
     )
+
+
+def to_json(request: types.ClientRequest) -> dict[str, Any]:
+    """A request as another worker is told it; see `again`."""
+    raw: dict[str, Any] = request.model_dump(by_alias=True, mode="json", exclude_none=True)
+    return raw
+
+
+def again(raw: Mapping[str, Any]) -> Maker:
+    """A maker of the request that `to_json` has told of."""
+    return lambda: types.client_request_adapter.validate_python(raw, by_name=False)

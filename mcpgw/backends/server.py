@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mcp_types as types
 
@@ -31,6 +31,9 @@ from mcpgw.logs import log_event
 from mcpgw.server_definitions import ServerDefinition
 from mcpgw.settings import BackendSettings, CallSettings
 
+if TYPE_CHECKING:
+    from mcpgw.backends.remote_server import RemoteServer
+
 T = TypeVar("T")
 
 _LOGGER = logging.getLogger("mcpgw.backend")
@@ -42,9 +45,10 @@ ServerAnnounce = Callable[[str, Mapping[str, Any], str | None], None]
 class Server:
     """One server: from `start` until `close`.
 
-    `announce` is told what happens to it; see `ServerAnnounce`. `tools` and `offer` are those of its one
-    instance, or, where each has one, as an instance lists them before anybody has used it; see `speaker`.
-    `watchers` are those who want to be told of resources.
+    `announce` is told what happens to it; see `ServerAnnounce`. `on_change` is called where `status` may be
+    another one. `tools` and `offer` are those of its one instance, or, where each has one, as an instance
+    lists them before anybody has used it; see `speaker`. `watchers` are those who want to be told of
+    resources.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Server:
         *,
         reaper: ProcessReaper,
         announce: ServerAnnounce | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.definition = definition
         self.tools: Mapping[str, Tool] = {}
@@ -63,6 +68,7 @@ class Server:
         self._calls = calls
         self._reaper = reaper
         self._announce = announce or _tell_nobody
+        self._on_change = on_change
         self._instances = Instances(
             definition, self._make, on_owned=self._tell_watched, on_change=self._tell_state
         )
@@ -159,7 +165,7 @@ class Server:
         """Whether an operator has stopped it."""
         return self._is_held
 
-    def take_over(self, old: "Server") -> None:
+    def take_over(self, old: "Server | RemoteServer") -> None:
         """Go on watching what was watched at the one whose place it takes, before `start`."""
         self.watchers.take_over(old.watchers)
 
@@ -167,6 +173,11 @@ class Server:
         """Leave it unstarted until `start`: an operator had stopped the one whose place it takes."""
         self._is_held = True
         self._tell_state()
+
+    async def bring_back(self) -> None:
+        """Begin to start it at an operator's word."""
+        self.start()
+        self.wake()
 
     async def stop(self) -> None:
         """End it at an operator's word; only `start` brings it back."""
@@ -283,6 +294,7 @@ class Server:
 
     def _tell_state(self) -> None:
         """Make an event of a change of the state."""
+        self._on_change()
         state, instance = self._present()
         backend = None if instance is None else instance.backend
         for name, data in self._events.of(state, backend, len(self.tools), is_held=self._is_held):
@@ -533,6 +545,7 @@ _OF_THE_PROCESS = (
     "isolation",
     "warm",
     "lazy",
+    "single",
 )
 """The members of a definition that a running instance cannot take over."""
 

@@ -35,6 +35,10 @@ class Watchers:
         wish = self._wishes.get(asker.connection, {}).get(uri)
         return wish is not None and wish.stands
 
+    def wants(self, asker: Asker, uri: str) -> bool:
+        """Whether there is such a wish, fulfilled or not."""
+        return uri in self._wishes.get(asker.connection, {})
+
     def begin(self, asker: Asker, uri: str) -> None:
         """Somebody begins to wait for a wish: `fulfilled` or `failed` ends that."""
         wish = self._wishes.setdefault(asker.connection, {}).setdefault(uri, _Wish(asker))

@@ -16,6 +16,7 @@ from mcpgw.backends import processes
 from mcpgw.backends.child import Child, Program, inherited_environment
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.servers import start_ahead
+from mcpgw.workers.peers import Peers
 from tests.support.backends import alive, pid_of, running, scripted
 from tests.support.gateway_process import wait_until
 
@@ -184,11 +185,11 @@ def named(name, **more):
 
 async def main():
     reaper = Reaper()
-    await start_ahead([], reaper)
+    await start_ahead([], reaper, Peers())
     print("mcp" in sys.modules)
     web = named("web", transport="http", command=None, args=(), url="http://127.0.0.1:1/mcp")
     eager, lazy, off = named("eager"), named("lazy", lazy=True), named("off", enabled=False)
-    await start_ahead([web, eager, lazy, off], reaper)
+    await start_ahead([web, eager, lazy, off], reaper, Peers())
     print("mcp" in sys.modules)
     reaper.close()
 
@@ -211,7 +212,7 @@ def test_what_starts_with_the_gateway_is_started_before_the_sdk_is_loaded_and_no
 @pytest.mark.gen_test(timeout=20)
 async def test_a_gateway_uses_the_process_that_was_started_ahead(io_loop: IOLoop) -> None:
     reaper, definition = ProcessReaper(), scripted()
-    await start_ahead([definition], reaper)
+    await start_ahead([definition], reaper, Peers())
     [(_, ahead)] = reaper._ahead
     async with running(definition, reaper=reaper) as [backend]:
         assert await pid_of(backend) == ahead.pid
