@@ -162,8 +162,10 @@ def give_away(stream: IOStream, home: int, told: HandedOver, hand_over: HandOver
         return
     body = ENCODE(told)
     if not isinstance(stream, SSLIOStream):
-        hand_over(home, body, stream.socket.fileno())
-        stream.close()
+        try:
+            hand_over(home, body, stream.socket.fileno())
+        finally:
+            stream.close()
         return
     own, its = socket.socketpair()
     with its:

@@ -5,7 +5,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -22,16 +22,35 @@ OnHandedOver = Callable[[bytes, int], None]
 """Takes what is said of a client's connection, and its descriptor, which is then the taker's to close."""
 
 
+class SupervisorGoneError(Exception):
+    """The supervisor ended before it had said anything."""
+
+
 class Welcome(msgspec.Struct, array_like=True):
     """What a worker is told first: which run of the log this is, where it stands, and who is there.
 
-    With `has_past` another worker tells what the log holds; else it is taken to hold nothing.
+    With `has_past` another worker tells what the log holds; else it is taken to hold nothing. `speaker` is
+    the number of the worker that tells what is to be told once.
     """
 
     epoch: str
     offset: int
     present: list[int]
     has_past: bool
+    speaker: int
+
+
+class Log(Protocol):
+    """A log of events that all workers have together."""
+
+    def take_events(self, sender: int, first: int, count: int, body: bytes) -> None:
+        """Take `count` events, the first at the offset `first`; without a body they are this worker's own."""
+
+    def take_past(self, past: bytes) -> None:
+        """Take what another worker has told of the past; empty where nobody could."""
+
+    def tell_past(self) -> bytes:
+        """What a newcomer is to know of the past."""
 
 
 class LogLink:
@@ -39,17 +58,40 @@ class LogLink:
 
     def __init__(self, membership: "Membership") -> None:
         self._membership = membership
-        self.on_events: Callable[[int, int, int, bytes], None] = _ignore
-        self.on_snapshot_wanted: Callable[[], bytes] = bytes
-        self.on_snapshot: Callable[[bytes], None] = _ignore
+        self._log: Log | None = None
+        self._early: list[tuple[int, int, int, bytes]] = []
+        self._early_past: bytes | None = None
+
+    def attach(self, log: Log) -> None:
+        """Give what comes to `log`, and what has come already."""
+        self._log = log
+        if self._early_past is not None:
+            log.take_past(self._early_past)
+        for early in self._early:
+            log.take_events(*early)
+        self._early.clear()
+
+    def take_events(self, sender: int, first: int, count: int, body: bytes) -> None:
+        """Events have come; see `Log`."""
+        if self._log is None:
+            self._early.append((sender, first, count, body))
+        else:
+            self._log.take_events(sender, first, count, body)
+
+    def take_past(self, past: bytes) -> None:
+        """The past has come; see `Log`."""
+        if self._log is None:
+            self._early_past = past
+        else:
+            self._log.take_past(past)
+
+    def tell_past(self) -> bytes:
+        """What a newcomer is to know; see `Log`."""
+        return b"" if self._log is None else self._log.tell_past()
 
     def send(self, count: int, body: bytes) -> None:
         """Have so many events told to all, this worker too, in one order."""
         self._membership.send(Kind.PUBLISH, 0, _PUBLISHED.pack(0, count) + body)
-
-
-def _ignore(*_: Any) -> None:
-    """Nobody listens yet."""
 
 
 class Membership(Peers):
@@ -74,8 +116,9 @@ class Membership(Peers):
             Kind.WELCOME: self._take_welcome,
             Kind.CAME: lambda worker, _: self.has_come(worker),
             Kind.GONE: lambda worker, _: self.has_gone(worker),
+            Kind.SPEAKER: lambda worker, _: self.speaks(worker),
             Kind.SNAPSHOT_WANTED: self._tell_past,
-            Kind.SNAPSHOT: lambda _, past: self.log.on_snapshot(past),
+            Kind.SNAPSHOT: lambda _, past: self.log.take_past(past),
             Kind.GO: lambda *_: self.go.set(),
             Kind.SETTLED: lambda *_: self.settled.set(),
             Kind.END: lambda _, at_once: self._on_end(bool(at_once)),
@@ -121,6 +164,8 @@ class Membership(Peers):
         """The supervisor is gone, and with it all that the others say: nothing can go on as it was."""
         if not self._is_over:
             log_event(_LOGGER, logging.ERROR, "supervisor gone")
+            if not self.welcome.done():
+                self.welcome.set_exception(SupervisorGoneError)
             self._on_end(False)
 
     def _take(self, kind: Kind, worker: int, body: bytes, descriptor: int | None) -> None:
@@ -139,12 +184,13 @@ class Membership(Peers):
 
     def _take_events(self, worker: int, body: bytes) -> None:
         first, count = _PUBLISHED.unpack_from(body)
-        self.log.on_events(worker, first, count, body[_PUBLISHED.size :])
+        self.log.take_events(worker, first, count, body[_PUBLISHED.size :])
 
     def _take_welcome(self, _: int, body: bytes) -> None:
         welcome = msgspec.msgpack.decode(body, type=Welcome)
         self.present.update(welcome.present)
+        self._speaker = welcome.speaker
         self.welcome.set_result(welcome)
 
-    def _tell_past(self, newcomer: int, _: bytes) -> None:
-        self.send(Kind.SNAPSHOT, newcomer, self.log.on_snapshot_wanted())
+    def _tell_past(self, newcomer: int, request: bytes) -> None:
+        self.send(Kind.SNAPSHOT, newcomer, request + self.log.tell_past())
