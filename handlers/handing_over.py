@@ -180,8 +180,10 @@ def give_away(
         return
     body = ENCODE(told)
     if not isinstance(stream, SSLIOStream):
-        hand_over(home, body, stream.socket.fileno())
-        stream.close()
+        try:
+            hand_over(home, body, stream.socket.fileno())
+        finally:
+            stream.close()
         return
     own, its = socket.socketpair()
     with its:

@@ -13,11 +13,13 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec import DecodeError
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
+from mcpgw.bus import SharedBus
 from mcpgw.config import Config
 from mcpgw.config_watch import Seen
 from mcpgw.errors import ConfigError
@@ -25,7 +27,7 @@ from mcpgw.listening import bound_sockets, noted_in_folder, url_of
 from mcpgw.logs import log_event
 from mcpgw.services import Services, running_services
 from mcpgw.workers.handed_over import DECODE
-from mcpgw.workers.membership import Membership
+from mcpgw.workers.membership import Membership, SupervisorGoneError
 from mcpgw.workers.peers import Peers
 from mcpgw.workers.place import Place
 
@@ -121,8 +123,12 @@ class GatewayServer(HTTPServer):
 
     def adopt(self, body: bytes, descriptor: int) -> None:
         """Serve a connection that another worker has handed over."""
-        told = DECODE(body)
         sock = socket.socket(fileno=descriptor)
+        try:
+            told = DECODE(body)
+        except DecodeError:
+            sock.close()
+            raise
         sock.setblocking(False)
         size = self.max_buffer_size or _MOST_HEADERS
         self.handle_stream(AdoptedStream(sock, told, max_buffer_size=size), (told.remote, 0))
@@ -161,27 +167,37 @@ async def serve(
     else:
         # The signal that a terminal sends to all is for the supervisor.
         with ending.by_signals(signal.SIGTERM), ending.unmoved_by(signal.SIGINT):
-            membership = Membership(place, ending.end)
+            membership = Membership(place, ending.told)
             try:
                 sockets = place.sockets()
                 url = url_of(sockets, config)
                 serving = _Serving(config, sockets, url, ending, on_listening, on_stopping)
                 await serving.run_as_worker(membership)
+            except SupervisorGoneError:
+                pass  # it has said so
             finally:
                 membership.close()
     log_event(_LOGGER, logging.INFO, "ended")
 
 
 class _Ending:
-    """When the gateway is to end: `ending` with the first sign, `hurry` with the second."""
+    """When the gateway is to end: `ending` with the first signal, `hurry` with the second."""
 
     def __init__(self) -> None:
         self.ending = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._signalled = False
 
-    def end(self, at_once: bool = False) -> None:
-        """One more sign; `at_once` it counts for both."""
-        if at_once or self.ending.is_set():
+    def take_signal(self) -> None:
+        """One more signal has come."""
+        if self._signalled:
+            self.hurry.set()
+        self._signalled = True
+        self.ending.set()
+
+    def told(self, at_once: bool) -> None:
+        """The supervisor says so, or is gone; where a signal came too, both mean the same end."""
+        if at_once:
             self.hurry.set()
         self.ending.set()
 
@@ -190,7 +206,7 @@ class _Ending:
         """Have these signals end it, inside the block."""
         loop = asyncio.get_running_loop()
         for number in numbers:
-            loop.add_signal_handler(number, self.end)
+            loop.add_signal_handler(number, self.take_signal)
         try:
             yield
         finally:
@@ -200,7 +216,8 @@ class _Ending:
     @contextmanager
     def unmoved_by(self, number: signal.Signals) -> Iterator[None]:
         """Have a signal do nothing, inside the block."""
-        before = signal.signal(number, signal.SIG_IGN)
+        # A handler, for what is ignored would be so in every server that is started, too.
+        before = signal.signal(number, lambda *_: None)
         try:
             yield
         finally:
@@ -232,6 +249,8 @@ class _Serving:
         """Be one worker of several."""
         async with self._server(membership) as (server, services):
             membership.take_connections(server.adopt)
+            if isinstance(services.bus, SharedBus):
+                await services.bus.begin()
             membership.ready()
             if await _before(membership.go.wait(), self.ending.ending):
                 server.add_sockets(self.sockets)

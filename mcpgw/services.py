@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +57,7 @@ from mcpgw.rate_limit import UserLimits
 from mcpgw.rest_calls import RestCall, RestCalls
 from mcpgw.rooms import Rooms
 from mcpgw.roster import Roster, make_roster
+from mcpgw.server_news import ServerNews
 from mcpgw.servers import start_ahead
 from mcpgw.session_store import SessionStore
 from mcpgw.store import Store, StoredRoom, StoredServer, StoredSetting, StoreError
@@ -244,42 +245,23 @@ class Services:
         return parts, settings
 
 
-class _Announcer:
-    """Publishes what happens to the servers."""
-
-    def __init__(self, bus: Bus, metrics: Metrics, gateway: Gateway) -> None:
-        self._bus = bus
-        self._metrics = metrics
-        self._gateway = gateway
-        self._ready: set[str] = set()
-
-    def tell(self, server_id: str, name: str, data: Mapping[str, Any], user: str | None) -> None:
-        """Publish one event of a server, and the gateway's health where that has changed.
-
-        What concerns one user alone (an instance of their own) is for them and for admins.
-        """
-        if f"server.{name}" in EVENT_TYPES:
-            self._bus.publish(f"server.{name}", {"serverId": server_id, **data}, owner=user)
-        before = len(self._ready)
-        if name in ("started", "restarted"):
-            self._ready.add(server_id)
-            self._metrics.backend_up(server_id, True)
-        elif name in ("retrying", "stopped", "disabled") or data.get("state") in ("idle", "failed"):
-            self._ready.discard(server_id)
-            self._metrics.backend_up(server_id, False)
-        if name == "restarted":
-            self._metrics.backend_restarted(server_id)
-        if len(self._ready) != before:
-            servers = len(self._gateway.server_ids)
-            health = {"state": "health", "ready": len(self._ready), "servers": servers}
-            self._bus.publish("gateway.health_update", health)
-
-
 def _review(judge: Judge, hub: Hub, sessions: SessionStore, mcp: McpEntrance) -> None:
     """Hold all that is open to what its users may do by now; sessions after their connections are closed."""
     hub.review(judge)
     sessions.review(judge)
     mcp.review(judge)
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def _tell_rooms(access: AccessService, rooms: Rooms) -> None:
+    """Tell what is new in rooms of guests, and was not told by the worker that has ended."""
+    await access.take_over()  # what that one had read is read here too
+    rooms.news.tell()
 
 
 @dataclass(frozen=True)
@@ -409,7 +391,7 @@ async def _bus(config: Config, metrics: Metrics, peers: Peers) -> LocalBus:
     return SharedBus(
         peers.log,
         await peers.welcome,
-        is_first=peers.is_first,
+        is_speaker=lambda: peers.is_speaker,
         max_events=events.log_size,
         max_age=events.log_age,
         max_bytes=events.log_bytes,
@@ -442,12 +424,12 @@ async def _built(
         peers=peers,
     )
     # What happens to a server of another worker is told by that one.
-    gateway.listen(_Announcer(bus, metrics, gateway).tell, elsewhere=False)
+    gateway.listen(ServerNews(bus, metrics, gateway, peers).tell, elsewhere=False)
     try:
         gateway.start()
         stored.tell(bus)
         bus.publish("gateway.started", {"state": "started"})
-        rooms = Rooms(bus)
+        rooms = Rooms(bus, peers)
         most = min(config.rooms.max_connections_per_guest, config.server.max_connections_per_user)
         hub = Hub(config.server, limit_of=lambda user: most if room_of(user) is not None else None)
         connections = Totals(peers, "connections", hub.counts)
@@ -462,7 +444,7 @@ async def _built(
         sweeping = asyncio.create_task(
             sweep_every(config.server.sweep_interval, hub.sweep, limits.sweep, sessions.sweep), name="sweep"
         )
-        log_handler = BusLogHandler(bus)
+        log_handler = BusLogHandler(bus, peers)
         logging.getLogger("mcpgw").addHandler(log_handler)
         try:
             with Audit(config.audit) as audit:
@@ -510,6 +492,8 @@ async def _built(
                     max_rooms=config.rooms.max_open,
                     peers=peers,
                 )
+                telling: set[asyncio.Task[None]] = set()
+                peers.on_speaker(lambda _: _keep(telling, _tell_rooms(access, rooms)))
                 try:
                     async with (
                         _watched(configuration, stored.seen),

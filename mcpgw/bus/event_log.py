@@ -177,10 +177,7 @@ class EventLog:
     def append(self, event: Event, size: int, now: float) -> None:
         """Add the newest event; `size` is about what its texts have, in bytes, and `now` grows."""
         if now >= self._next_sweep:
-            self._next_sweep = now + self._max_age / _SWEEPS_IN_AN_AGE
-            for each in self._kinds.values():
-                for log in list(each.logs.values()):
-                    self._forget_old(each, log, now)
+            self.forget_old(now)
         kind = self._kinds[event.type.channel]
         size += EVENT_BYTES
         kind.append(event.channel, _Entry(event, event.position.offset, size, now))
@@ -227,11 +224,18 @@ class EventLog:
             if name in self._kinds:
                 self._kinds[name].forget_until(offset)
 
-    def newest_first(self) -> Iterator[tuple[Event, int]]:
-        """Every event, the newest first, with the size that it was appended with."""
+    def forget_old(self, now: float) -> None:
+        """Forget every event that is too old at `now`."""
+        self._next_sweep = now + self._max_age / _SWEEPS_IN_AN_AGE
+        for each in self._kinds.values():
+            for log in list(each.logs.values()):
+                self._forget_old(each, log, now)
+
+    def newest_first(self) -> Iterator[tuple[Event, int, float]]:
+        """Every event, the newest first, with the size and the time that it was appended with."""
         logs = (log.newest_first() for kind in self._kinds.values() for log in kind.logs.values())
         for entry in merge(*logs, key=_OFFSET, reverse=True):
-            yield entry.event, entry.size - EVENT_BYTES
+            yield entry.event, entry.size - EVENT_BYTES, entry.born
 
     def _forget_old(self, kind: _Kind, log: _ChannelLog, now: float) -> None:
         oldest = now - self._max_age

@@ -86,8 +86,11 @@ class Listeners:
         """How many listen to each channel that anybody listens to."""
         return dict(self._counts)
 
-    def deliver(self, event: Event) -> None:
-        """Give an event to all who listen. A fault of one stands in the log, and the others are served."""
+    def deliver(self, event: Event, *, to_all: bool = False) -> None:
+        """Give an event to all who listen. A fault of one stands in the log, and the others are served.
+
+        With `to_all` also to those who began at its offset, or behind it.
+        """
         channel, owner = event.channel, event.owner
         if channel not in self._counts:
             return
@@ -96,19 +99,19 @@ class Listeners:
             groups += self._groups.get((channel, owner), {}).values()
         for group in groups:
             try:
-                self._give(group, event)
+                self._give(group, event, to_all=to_all)
             except Exception:
                 # A fault in preparing for some must keep the event from nobody else, nor stop the publisher.
                 _LOGGER.exception("an event of %s could not be prepared", channel)
 
-    def _give(self, group: _Group, event: Event) -> None:
+    def _give(self, group: _Group, event: Event, *, to_all: bool) -> None:
         given = event if group.audience is None else group.audience.prepare(event)
         if given is None:
             return
         offset = event.position.offset
         members = list(group.members)
         missed = 0
-        if group.newest >= offset:  # somebody has come since the event was published
+        if group.newest >= offset and not to_all:  # somebody has come since the event was published
             members = [listening for listening in members if listening.began < offset]
         for listening in members:
             if listening.ended:

@@ -79,6 +79,12 @@ class LocalBus(Bus):
                 data, encoded, data_size = masked, None, size
             size += data_size
         event = Event(event_type, name, data, now_ms(), _NOWHERE, owner, masked, encoded)
+        return self._accept(event, size, on_published)
+
+    def _accept(
+        self, event: Event, size: int, on_published: Callable[[Position], None] | None
+    ) -> Position | None:
+        """Take an event that was published; answers where it stands, as far as that is known."""
         return self._append(event, size, on_published)
 
     def _append(
@@ -88,7 +94,7 @@ class LocalBus(Bus):
         on_published: Callable[[Position], None] | None,
         *,
         is_own: bool = True,
-    ) -> Position | None:
+    ) -> Position:
         """Put an event at the end of the log, and give it to those who listen."""
         self._offset += 1
         event.position = position = Position(self._epoch, self._offset)

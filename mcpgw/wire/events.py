@@ -46,9 +46,9 @@ class EventType:
     """One type of event.
 
     `data` are the members of its data with a JSON Schema each; those in `optional` may be missing. `key`
-    names the member whose newest event alone counts; empty for a stream. `admin_only` hides it from others;
-    one that is `for_approvers` is seen whole by those who may approve calls. One that is `in_rooms` is told
-    in a room too, where it is a guest's.
+    names the member whose newest event alone counts, of each worker that is named; empty for a stream.
+    `admin_only` hides it from others; one that is `for_approvers` is seen whole by those who may approve
+    calls. One that is `in_rooms` is told in a room too, where it is a guest's.
     """
 
     name: str
@@ -83,6 +83,11 @@ class EventType:
 
 
 _TEXT: Final[Mapping[str, Any]] = {"type": "string"}
+_WORKER: Final[Mapping[str, Any]] = {
+    "description": "The worker that tells of itself, where the gateway has several.",
+    "type": "integer",
+    "minimum": 1,
+}
 _NUMBER: Final[Mapping[str, Any]] = {"type": "number"}
 _WHOLE: Final[Mapping[str, Any]] = {"type": "integer"}
 _LEVEL: Final[Mapping[str, Any]] = {"enum": list(LEVELS)}
@@ -96,10 +101,10 @@ _DIFFERENCE: Final[Mapping[str, Any]] = {
 
 
 def _server(name: str, help_text: str, *, state: bool = True, **data: Mapping[str, Any]) -> EventType:
-    common = {"serverId": _TEXT}
-    optional = frozenset({"reason", "nextTryAt", "failures", "protocolVersion"}) & data.keys()
+    members = {"serverId": _TEXT, **data, "worker": _WORKER}
+    optional = frozenset({"reason", "nextTryAt", "failures", "protocolVersion", "worker"}) & members.keys()
     return EventType(
-        f"server.{name}", "servers", help_text, common | data, optional, key="serverId" if state else ""
+        f"server.{name}", "servers", help_text, members, optional, key="serverId" if state else ""
     )
 
 
@@ -139,8 +144,8 @@ _TABLE: Final = (
         "servers",
         "A server is in a state that has no event of its own (`idle`, `degraded`, `failed`), or is `ready` "
         "again without having ended.",
-        {"serverId": _TEXT, "state": _TEXT, "reason": _TEXT},
-        frozenset({"reason"}),
+        {"serverId": _TEXT, "state": _TEXT, "reason": _TEXT, "worker": _WORKER},
+        frozenset({"reason", "worker"}),
         key="serverId",
     ),
     _server("log", "A line of a server's stderr.", state=False, level=_LEVEL, line=_TEXT),
@@ -167,7 +172,8 @@ _TABLE: Final = (
         "gateway.health_update",
         "gateway",
         "How many servers take calls.",
-        {"state": _TEXT, "ready": _WHOLE, "servers": _WHOLE},
+        {"state": _TEXT, "ready": _WHOLE, "servers": _WHOLE, "worker": _WORKER},
+        frozenset({"worker"}),
         key="state",
     ),
     *(
@@ -210,7 +216,8 @@ _TABLE: Final = (
         "system.log",
         "system",
         "A warning or an error of the gateway's own log, while somebody reads `system`.",
-        {"level": _LEVEL, "logger": _TEXT, "message": _TEXT},
+        {"level": _LEVEL, "logger": _TEXT, "message": _TEXT, "worker": _WORKER},
+        frozenset({"worker"}),
         admin_only=True,
     ),
     _call("started", "A call was sent to its server.", ("arguments",), arguments=_ANY),
@@ -314,7 +321,10 @@ class Event(msgspec.Struct, eq=False, gc=False):
     @property
     def key(self) -> str:
         """What a state event is the newest of; empty for a stream."""
-        return f"{self.channel} {self.data[self.type.key]}" if self.type.key else ""
+        if not self.type.key:
+            return ""
+        worker = self.data.get("worker", "")
+        return f"{self.channel} {self.data[self.type.key]}{worker and f' {worker}'}"
 
     def text(self, *, full: bool = True) -> str:
         """The event as a frame; without what only its owner may see where `full` is false.

@@ -6,6 +6,7 @@ Descriptors go beside the bytes (SCM_RIGHTS) in the order of the messages that t
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -14,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
+
+from mcpgw.logs import log_event
 
 _LOGGER = logging.getLogger("mcpgw.workers")
 _HEAD: Final = struct.Struct("!IBBB")
@@ -53,7 +56,11 @@ class Kind(IntEnum):
     """From a worker to a newcomer; empty where nobody could tell."""
     END = 12
     """To a worker: end, without waiting where the body says so."""
+    SPEAKER = 13
+    """To workers: who tells what is to be told once, from now on."""
 
+
+_KINDS: Final = frozenset(int(kind) for kind in Kind)
 
 OnMessage = Callable[[Kind, int, bytes, int | None], None]
 """Takes kind, worker, body, and the descriptor that came with it, which is then the taker's to close."""
@@ -73,29 +80,46 @@ class Link:
         self._on_message = on_message
         self._on_end = on_end
         self._input = bytearray()
-        self._descriptors: deque[int] = deque()
+        # None stands for one that did not arrive: the others must stay with their messages.
+        self._descriptors: deque[int | None] = deque()
         # What waits to be written; a descriptor goes with the first byte of its own message.
         self._output: deque[tuple[bytes | memoryview, int | None]] = deque()
         self._waiting = 0
+        self._waiting_descriptors = 0
         self._is_flushing = False
         self._is_closed = False
         self._loop.add_reader(sock.fileno(), self._read)
+
+    @property
+    def waiting_descriptors(self) -> int:
+        """How many descriptors wait to be sent, which this process has open until then."""
+        return self._waiting_descriptors
 
     def send(self, kind: Kind, worker: int = 0, body: bytes = b"", descriptor: int | None = None) -> None:
         """Send a message; a `descriptor` is copied, and stays the caller's. Never waits.
 
         What is sent in one turn of the event loop goes out together.
+
+        Raises:
+            OSError: there is no descriptor left for the copy; nothing is sent.
         """
         if self._is_closed:
             return
         head = _HEAD.pack(len(body), kind, worker, 0 if descriptor is None else 1)
-        self._output.append((head + body, None if descriptor is None else os.dup(descriptor)))
+        copy = None if descriptor is None else os.dup(descriptor)
+        self._output.append((head + body, copy))
+        self._waiting_descriptors += copy is not None
         self._waiting += len(head) + len(body)
         if self._waiting > MOST_WAITING:
             self._end()
         elif not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
+
+    def read_rest(self) -> None:
+        """Take what the other side has sent before it ended."""
+        while not self._is_closed and self._read_once():
+            pass
 
     def close(self) -> None:
         """Say and hear no more. What was sent before goes out as far as the socket takes it at once."""
@@ -106,8 +130,9 @@ class Link:
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
-        for descriptor in (*self._descriptors, *(one for _, one in self._output if one is not None)):
-            os.close(descriptor)
+        for descriptor in (*self._descriptors, *(one for _, one in self._output)):
+            if descriptor is not None:
+                os.close(descriptor)
         self._descriptors.clear()
         self._output.clear()
 
@@ -119,21 +144,29 @@ class Link:
     # --- reading -------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        self._read_once()
+
+    def _read_once(self) -> bool:
+        """Take what is there; false where that is nothing."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS)
+            data, descriptors, flags, _ = socket.recv_fds(self._socket, _READ_BYTES, _MOST_DESCRIPTORS)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             self._end()
-            return
+            return False
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         self._descriptors.extend(descriptors)
+        if flags & socket.MSG_CTRUNC:
+            # This process can open no more (one read is given the descriptors of one message at most).
+            self._descriptors.append(None)
         if not data:
             self._end()
-            return
+            return False
         self._input += data
         self._take_messages()
+        return True
 
     def _take_messages(self) -> None:
         for kind, worker, body, descriptor in self._whole_messages():
@@ -153,7 +186,8 @@ class Link:
         messages: list[tuple[Kind, int, bytes, int | None]] = []
         while len(data) - position >= _HEAD.size:
             length, kind, worker, descriptors = _HEAD.unpack_from(data, position)
-            if length > LONGEST_BODY:
+            if length > LONGEST_BODY or kind not in _KINDS:
+                log_event(_LOGGER, logging.ERROR, "message unknown", kind=kind, bytes=length)
                 self._end()
                 break
             end = position + _HEAD.size + length
@@ -161,7 +195,11 @@ class Link:
                 break
             body = bytes(data[position + _HEAD.size : end])
             position = end
-            messages.append((Kind(kind), worker, body, self._descriptors.popleft() if descriptors else None))
+            descriptor = self._descriptors.popleft() if descriptors else None
+            if descriptors and descriptor is None:
+                log_event(_LOGGER, logging.ERROR, "no file descriptors left: connection lost")
+                continue
+            messages.append((Kind(kind), worker, body, descriptor))
         del data[:position]
         return messages
 
@@ -195,8 +233,9 @@ class Link:
     def _write_first(self) -> None:
         data, descriptor = self._output[0]
         if descriptor is not None:
-            written = socket.send_fds(self._socket, [data], [descriptor])
+            written = self._write_with(data, descriptor)
             os.close(descriptor)
+            self._waiting_descriptors -= 1
         else:
             if len(self._output) > 1 and len(data) < _READ_BYTES:
                 data = self._gathered()
@@ -206,6 +245,17 @@ class Link:
             self._output[0] = (memoryview(data)[written:], None)
         else:
             self._output.popleft()
+
+    def _write_with(self, data: bytes | memoryview, descriptor: int) -> int:
+        """Write the beginning of a message with its descriptor; answers how many bytes count as written."""
+        try:
+            return socket.send_fds(self._socket, [data], [descriptor])
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            # More are on their way than this user may have open: one is lost, and not the link with all.
+            log_event(_LOGGER, logging.ERROR, "too many file descriptors on their way: connection lost")
+            return len(data)
 
     def _gathered(self) -> bytes:
         """The first messages as one piece, up to one that has a descriptor."""

@@ -22,76 +22,84 @@ OnHandedOver = Callable[[bytes, int], None]
 """Takes what is said of a client's connection, and its descriptor, which is then the taker's to close."""
 
 
+class SupervisorGoneError(Exception):
+    """The supervisor ended before it had said anything."""
+
+
 class Welcome(msgspec.Struct, array_like=True):
     """What a worker is told first: which run of the log this is, where it stands, and who is there.
 
-    With `has_past` another worker tells what the log holds; else it is taken to hold nothing.
+    With `has_past` another worker tells what the log holds; else it is taken to hold nothing. `speaker` is
+    the number of the worker that tells what is to be told once.
     """
 
     epoch: str
     offset: int
     present: list[int]
     has_past: bool
+    speaker: int
 
 
-class SharedLog(Protocol):
-    """A log of events that all workers have together; see `mcpgw.bus.shared`."""
+class Log(Protocol):
+    """A log of events that all workers have together."""
 
     def take_events(self, sender: int, first: int, count: int, body: bytes) -> None:
-        """So many events of a worker are numbered, from `first` on; the body of one's own is empty."""
-
-    def tell_past(self) -> bytes:
-        """What a newcomer is told."""
+        """Take `count` events, the first at the offset `first`; without a body they are this worker's own."""
 
     def flush(self) -> None:
         """Send what was published and still waits for more."""
 
-    def take_past(self, body: bytes) -> None:
-        """What another worker tells a newcomer; empty where nobody could tell."""
+    def take_past(self, past: bytes) -> None:
+        """Take what another worker has told of the past; empty where nobody could."""
+
+    def tell_past(self) -> bytes:
+        """What a newcomer is to know of the past."""
 
 
 class LogLink:
-    """What a shared log of events needs of the link. What comes before it is attached waits for it."""
+    """What a shared log of events needs of the link; see `mcpgw.bus.shared`."""
 
     def __init__(self, membership: "Membership") -> None:
         self._membership = membership
-        self._log: SharedLog | None = None
-        self._early: list[Callable[[SharedLog], None]] = []
+        self._log: Log | None = None
+        self._early: list[tuple[int, int, int, bytes]] = []
+        self._early_past: bytes | None = None
 
-    def attach(self, log: SharedLog) -> None:
-        """Give `log` what comes, and what has come."""
+    def attach(self, log: Log) -> None:
+        """Give what comes to `log`, and what has come already."""
         self._log = log
-        early, self._early = self._early, []
-        for take in early:
-            take(log)
+        if self._early_past is not None:
+            log.take_past(self._early_past)
+        for early in self._early:
+            log.take_events(*early)
+        self._early.clear()
 
-    def send(self, count: int, body: bytes) -> None:
-        """Have so many events told to all, this worker too, in one order."""
-        self._membership.send(Kind.PUBLISH, 0, _PUBLISHED.pack(0, count) + body)
+    def take_events(self, sender: int, first: int, count: int, body: bytes) -> None:
+        """Events have come; see `Log`."""
+        if self._log is None:
+            self._early.append((sender, first, count, body))
+        else:
+            self._log.take_events(sender, first, count, body)
+
+    def take_past(self, past: bytes) -> None:
+        """The past has come; see `Log`."""
+        if self._log is None:
+            self._early_past = past
+        else:
+            self._log.take_past(past)
+
+    def tell_past(self) -> bytes:
+        """What a newcomer is to know; see `Log`."""
+        return b"" if self._log is None else self._log.tell_past()
 
     def flush(self) -> None:
         """Have told what was published so far, before anything else is said."""
         if self._log is not None:
             self._log.flush()
 
-    def take_events(self, sender: int, body: bytes) -> None:
-        """Events of a worker have come."""
-        first, count = _PUBLISHED.unpack_from(body)
-        self._give(lambda log: log.take_events(sender, first, count, body[_PUBLISHED.size :]))
-
-    def take_past(self, body: bytes) -> None:
-        """Another worker has told the past."""
-        self._give(lambda log: log.take_past(body))
-
-    def tell_past(self, newcomer: int) -> None:
-        """A newcomer wants to be told the past."""
-        self._give(lambda log: self._membership.send(Kind.SNAPSHOT, newcomer, log.tell_past()))
-
-    def _give(self, take: Callable[[SharedLog], None]) -> None:
-        if self._log is None:
-            self._early.append(take)
-        else:
-            take(self._log)
+    def send(self, count: int, body: bytes) -> None:
+        """Have so many events told to all, this worker too, in one order."""
+        self._membership.send(Kind.PUBLISH, 0, _PUBLISHED.pack(0, count) + body)
 
 
 class Membership(Peers):
@@ -112,11 +120,12 @@ class Membership(Peers):
         self.log = LogLink(self)
         self._takers: dict[Kind, Callable[[int, bytes], None]] = {
             Kind.NOTE: self.take_note,
-            Kind.PUBLISH: self.log.take_events,
+            Kind.PUBLISH: self._take_events,
             Kind.WELCOME: self._take_welcome,
             Kind.CAME: lambda worker, _: self.has_come(worker),
             Kind.GONE: lambda worker, _: self.has_gone(worker),
-            Kind.SNAPSHOT_WANTED: lambda newcomer, _: self.log.tell_past(newcomer),
+            Kind.SPEAKER: lambda worker, _: self.speaks(worker),
+            Kind.SNAPSHOT_WANTED: self._tell_past,
             Kind.SNAPSHOT: lambda _, past: self.log.take_past(past),
             Kind.GO: lambda *_: self.go.set(),
             Kind.SETTLED: lambda *_: self.settled.set(),
@@ -166,6 +175,8 @@ class Membership(Peers):
         """The supervisor is gone, and with it all that the others say: nothing can go on as it was."""
         if not self._is_over:
             log_event(_LOGGER, logging.ERROR, "supervisor gone")
+            if not self.welcome.done():
+                self.welcome.set_exception(SupervisorGoneError)
             self._on_end(False)
 
     def _take(self, kind: Kind, worker: int, body: bytes, descriptor: int | None) -> None:
@@ -182,7 +193,15 @@ class Membership(Peers):
         else:
             self._on_handed_over(body, descriptor)
 
+    def _take_events(self, worker: int, body: bytes) -> None:
+        first, count = _PUBLISHED.unpack_from(body)
+        self.log.take_events(worker, first, count, body[_PUBLISHED.size :])
+
     def _take_welcome(self, _: int, body: bytes) -> None:
         welcome = msgspec.msgpack.decode(body, type=Welcome)
         self.present.update(welcome.present)
+        self._speaker = welcome.speaker
         self.welcome.set_result(welcome)
+
+    def _tell_past(self, newcomer: int, request: bytes) -> None:
+        self.send(Kind.SNAPSHOT, newcomer, request + self.log.tell_past())

@@ -60,10 +60,12 @@ class Peers:
         self.number = number
         self.count = count
         self.present: set[int] = set()
+        self._speaker = number
         self._listeners: dict[str, OnNote] = {}
         self._answerers: dict[str, OnQuestion] = {}
         self._on_came: list[OnWorker] = []
         self._on_gone: list[OnWorker] = []
+        self._on_speaker: list[OnWorker] = []
         self._asked: dict[int, tuple[int, asyncio.Future[Any]]] = {}
         self._last_question = 0
         self._answering: set[asyncio.Task[None]] = set()
@@ -77,6 +79,15 @@ class Peers:
     def is_first(self) -> bool:
         """Whether it is for this worker to do what is to be done once."""
         return self.number == 1
+
+    @property
+    def is_speaker(self) -> bool:
+        """Whether this worker tells what is to be told once; with its end another one does.
+
+        All agree on it, as seen from any place in the order of events and notes: where one has ended, what
+        it has told comes before another one is the speaker.
+        """
+        return self._speaker == self.number
 
     def home_of(self, name: str) -> int:
         """The worker where a user is at home; so with servers that are there once, and with addresses."""
@@ -99,6 +110,10 @@ class Peers:
     def on_gone(self, listener: OnWorker) -> None:
         """Have `listener` told of each worker that has ended."""
         self._on_gone.append(listener)
+
+    def on_speaker(self, listener: OnWorker) -> None:
+        """Have `listener` told when this worker becomes the speaker, with the number of this worker."""
+        self._on_speaker.append(listener)
 
     def tell(self, topic: str, data: Any = None, *, to: int = 0) -> None:
         """Tell one worker, or all others. They hear it in the order in which this one tells and publishes."""
@@ -162,8 +177,7 @@ class Peers:
     def has_come(self, number: int) -> None:
         """Another worker is there."""
         self.present.add(number)
-        for listener in self._on_came:
-            listener(number)
+        self._call(self._on_came, number)
 
     def has_gone(self, number: int) -> None:
         """Another worker has ended: nobody waits for its answers any more."""
@@ -171,8 +185,21 @@ class Peers:
         for to, answered in list(self._asked.values()):
             if to == number and not answered.done():
                 answered.set_exception(WorkerGoneError(number))
-        for listener in self._on_gone:
-            listener(number)
+        self._call(self._on_gone, number)
+
+    def speaks(self, number: int) -> None:
+        """That worker tells now what is to be told once."""
+        self._speaker = number
+        if self.is_speaker:
+            self._call(self._on_speaker, number)
+
+    def _call(self, listeners: list[OnWorker], number: int) -> None:
+        for listener in listeners:
+            try:
+                listener(number)
+            except Exception:
+                # What one makes of it must keep none of the others from hearing it.
+                _LOGGER.exception("what has become of worker %s could not be taken", number)
 
     def _take_answer(self, note: _Note) -> None:
         _, answered = self._asked.get(note.answer, (0, None))

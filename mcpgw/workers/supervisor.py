@@ -86,7 +86,7 @@ class Supervisor:
             if not self._ending.is_set():
                 on_listening()
                 self._switchboard.send(1, Kind.SETTLED)
-            await self._ending.wait()
+            await self._until(self._ending.is_set, keeping)
         finally:
             self._ending.set()
             for sock in self._listening:
@@ -108,8 +108,9 @@ class Supervisor:
         """A worker has closed its link, or does not read: without it it is none, and has to go."""
         self._switchboard.disconnect(number)
         process = self._processes.get(number)
-        if process is not None and process.returncode is None and not self._ending.is_set():
-            process.kill()
+        if process is not None and not self._ending.is_set():
+            # It may be about to end, with some last lines of its log.
+            asyncio.get_running_loop().call_later(_KILL_SECONDS, _kill, process)
 
     async def _until(self, condition: Callable[[], bool], keeping: Sequence[asyncio.Task[None]]) -> None:
         """Wait until something is true of the workers; or until the gateway is to end, or cannot begin."""
@@ -136,7 +137,7 @@ class Supervisor:
             code = await self._run_one(number)
             if self._ending.is_set():
                 return
-            if not self._has_begun:
+            if not self._has_begun and code > 0:
                 raise SupervisorError(code)
             lived = time.monotonic() - started
             pause = _FIRST_PAUSE if lived >= _WELL_AFTER else min(2 * pause, _LONGEST_PAUSE)
@@ -150,18 +151,26 @@ class Supervisor:
                 pass
 
     async def _run_one(self, number: int) -> int:
-        """Run one worker to its end; answers its exit code, negative for a signal."""
+        """Run one worker to its end; answers its exit code, negative for a signal; 0 where none began."""
         own, its = socket.socketpair()
         listening = tuple(sock.fileno() for sock in self._listening)
         with its:
             place = Place(number, self._count, its.fileno(), listening)
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=os.environ | place.to_environment(),
-                pass_fds=(its.fileno(), *listening),
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    env=os.environ | place.to_environment(),
+                    pass_fds=(its.fileno(), *listening),
+                )
+            except OSError as error:
+                own.close()
+                reason = error.strerror or type(error).__name__
+                log_event(_LOGGER, logging.ERROR, "worker not started", worker=number, reason=reason)
+                return 0
         self._processes[number] = process
         self._switchboard.connect(number, own)
+        if self._ending.is_set():  # it was being started when all others were told
+            self._switchboard.send(number, Kind.END)
         log_event(_LOGGER, logging.INFO, "worker started", worker=number, pid=process.pid)
         try:
             return await process.wait()
@@ -194,6 +203,11 @@ class Supervisor:
         for outcome in waiting.result():
             if isinstance(outcome, BaseException) and not isinstance(outcome, SupervisorError):
                 raise outcome
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
 
 
 def worker_command() -> list[str]:

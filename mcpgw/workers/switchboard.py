@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import secrets
 import socket
 import struct
@@ -16,7 +17,10 @@ from mcpgw.workers.membership import Welcome
 
 _LOGGER = logging.getLogger("mcpgw.workers")
 _COUNT: Final = struct.Struct("!QI")
+_REQUEST: Final = struct.Struct("!I")
+"""Which request a telling of the past answers: one that was meant for a worker that has ended is too old."""
 _MOST_HELD: Final = 1000
+"""Most connections that wait for one worker; beside this, a quarter of the descriptors of this process."""
 _UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 )
@@ -41,7 +45,9 @@ class Switchboard:
         self._settled: set[int] = set()
         self._epoch = secrets.token_hex(8)
         self._offset = 0
-        self._wanting: dict[int, int] = {}
+        self._wanting: dict[int, tuple[int, bytes]] = {}
+        self._requests = 0
+        self._speaker = 0
         self._held: dict[int, list[tuple[bytes, int]]] = {}
 
     @property
@@ -62,33 +68,39 @@ class Switchboard:
 
         self._links[number] = Link(sock, take, lambda: self._on_lost(number))
         source = min(self._ready - {number}, default=0)
-        if not source and self._offset:
+        if not self._hearing and self._offset:
             # Nobody is left who knows what has happened: a new run of the log begins.
             self._epoch, self._offset = secrets.token_hex(8), 0
-        welcome = Welcome(self._epoch, self._offset, sorted(self._ready), bool(source))
+        self._speaker = self._speaker or number
+        welcome = Welcome(self._epoch, self._offset, sorted(self._ready), bool(source), self._speaker)
         self._send(number, Kind.WELCOME, 0, msgspec.msgpack.encode(welcome))
         self._hearing.add(number)
         if source:
-            self._wanting[number] = source
-            self._send(source, Kind.SNAPSHOT_WANTED, number)
+            self._want(number, source)
 
     def disconnect(self, number: int) -> None:
         """A worker has ended; tell the others, and let nobody wait for it."""
-        link = self._links.pop(number, None)
+        link = self._links.get(number)
         if link is None:
             return
+        link.read_rest()  # what it has told comes before the news of its end
+        del self._links[number]
         link.close()
         self._hearing.discard(number)
         self._wanting.pop(number, None)
         was_ready = number in self._ready
         self._ready.discard(number)
         self._settled.discard(number)
-        for newcomer, source in list(self._wanting.items()):
+        for newcomer, (source, _) in list(self._wanting.items()):
             if source == number:
                 self._want_again(newcomer)
         if was_ready:
             for other in self._links:
                 self._send(other, Kind.GONE, number)
+        if number == self._speaker:
+            self._speaker = min(self._ready, default=min(self._links, default=0))
+            for other in self._links:
+                self._send(other, Kind.SPEAKER, self._speaker)
 
     def send_all(self, kind: Kind, body: bytes = b"") -> None:
         """Send the same to every worker."""
@@ -120,9 +132,9 @@ class Switchboard:
             case Kind.HAND_OVER if descriptor is not None:
                 self._hand_over(to, body, descriptor)
             case Kind.SNAPSHOT:
-                if self._wanting.get(to) == number:
+                if self._wanting.get(to) == (number, body[: _REQUEST.size]):
                     del self._wanting[to]
-                    self._send(to, Kind.SNAPSHOT, number, body)
+                    self._send(to, Kind.SNAPSHOT, number, body[_REQUEST.size :])
             case Kind.READY:
                 self._become_ready(number)
             case Kind.SETTLED:
@@ -147,26 +159,39 @@ class Switchboard:
                 self._send(other, Kind.CAME, number)
                 self._send(number, Kind.CAME, other)
         for body, descriptor in self._held.pop(number, ()):
-            self._send(number, Kind.HAND_OVER, 0, body, descriptor)
-            os.close(descriptor)
+            self._pass_on(number, body, descriptor)
         self._on_change(number)
 
     def _hand_over(self, to: int, body: bytes, descriptor: int) -> None:
+        most = min(_MOST_HELD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 // self._count)
         if to in self._ready:
-            self._send(to, Kind.HAND_OVER, 0, body, descriptor)
-            os.close(descriptor)
-            return
-        held = self._held.setdefault(to, [])
-        if len(held) < _MOST_HELD and 0 < to <= self._count:
-            held.append((body, descriptor))
+            if self._links[to].waiting_descriptors < most:
+                self._pass_on(to, body, descriptor)
+            else:  # it reads nothing
+                _refuse(descriptor)
+        elif 0 < to <= self._count and len(self._held.get(to, ())) < most:
+            self._held.setdefault(to, []).append((body, descriptor))
         else:
             _refuse(descriptor)
+
+    def _pass_on(self, to: int, body: bytes, descriptor: int) -> None:
+        try:
+            self._send(to, Kind.HAND_OVER, 0, body, descriptor)
+        except OSError:
+            _refuse(descriptor)
+        else:
+            os.close(descriptor)
+
+    def _want(self, newcomer: int, source: int) -> None:
+        self._requests = (self._requests + 1) % 2**32
+        request = _REQUEST.pack(self._requests)
+        self._wanting[newcomer] = source, request
+        self._send(source, Kind.SNAPSHOT_WANTED, newcomer, request)
 
     def _want_again(self, newcomer: int) -> None:
         source = min(self._ready - {newcomer}, default=0)
         if source:
-            self._wanting[newcomer] = source
-            self._send(source, Kind.SNAPSHOT_WANTED, newcomer)
+            self._want(newcomer, source)
         else:
             del self._wanting[newcomer]
             self._send(newcomer, Kind.SNAPSHOT)

@@ -172,6 +172,7 @@ import asyncio, sys
 from mcpgw.backends.reaper import ProcessReaper
 from mcpgw.server_definitions import ServerDefinition
 from mcpgw.servers import start_ahead
+from mcpgw.workers.peers import Peers
 
 class Reaper(ProcessReaper):
     def start_ahead(self, programs):
