@@ -66,7 +66,11 @@ class Switchboard:
         def take(kind: Kind, to: int, body: bytes, descriptor: int | None) -> None:
             self._take(number, kind, to, body, descriptor)
 
-        self._links[number] = Link(sock, take, lambda: self._on_lost(number))
+        def lost() -> None:
+            if self._links.get(number) is link:  # else another one has its place by now
+                self._on_lost(number)
+
+        link = self._links[number] = Link(sock, take, lost)
         source = min(self._ready - {number}, default=0)
         if not self._hearing and self._offset:
             # Nobody is left who knows what has happened: a new run of the log begins.

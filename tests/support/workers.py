@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcpgw.bus import SharedBus
 from mcpgw.config import load_config
 from mcpgw.services import Services, running_services
 from mcpgw.wire.events import Event
@@ -32,14 +33,23 @@ class Office:
 
     def lose(self, number: int) -> None:
         """A worker has ended."""
-        self.members.pop(number).close()
-        self.board.disconnect(number)
+        member = self.members.pop(number, None)
+        if member is not None:  # the switchboard hears of it too
+            member.close()
+            self.board.disconnect(number)
 
     def close(self) -> None:
         """End all."""
         for number in list(self.members):
             self.lose(number)
         self.board.close()
+
+    async def heard(self) -> None:
+        """Wait until all have heard what the others have told so far."""
+        for member in self.members.values():
+            member.answer("heard", lambda *_: None)
+        for member in self.members.values():
+            await member.ask_all("heard")
 
     async def settled(self) -> None:
         """Wait until all know of each other."""
@@ -105,7 +115,10 @@ async def gateway_of_workers(
             each: list[Services] = []
             for number in range(1, count + 1):
                 member = made.enter(number)
-                each.append(await stack.enter_async_context(running_services(config, member)))
+                services = await stack.enter_async_context(running_services(config, member))
+                assert isinstance(services.bus, SharedBus), "there are several workers"
+                await services.bus.begin()
+                each.append(services)
                 member.ready()
             await made.settled()
             events: list[Event] = []
