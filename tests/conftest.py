@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ def as_utf8(value: Any) -> Any:
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Make what a test logged fit for pytest-xdist's pipe, which ends the whole run at a lone surrogate."""
     return as_utf8((yield))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that is imported, again and again in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
