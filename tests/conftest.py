@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -83,6 +84,12 @@ def pytest_report_to_serializable() -> Generator[None, Any, Any]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take `--uvloop`: the tests run on the loop that a gateway has with the extra `fast`."""
     parser.addoption("--uvloop", action="store_true", help="run the tests on uvloop")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that is imported, again and again in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def audited(gateway: LiveGateway) -> list[tuple[str, str | None]]:
     """What the audit log has of approvals: what came of each, and by whom."""
     file = gateway.services.config.audit.file
     assert file is not None
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.read_text().split("\n")[:-1]]
     return [(line["outcome"], line["who"].get("user")) for line in lines if line["event"] == "approval"]
 
 

@@ -652,7 +652,7 @@ async def test_calls_are_events_and_stand_in_the_audit_log(
     assert told == ["call.started", "call.finished", "call.failed"]
 
     def outcomes() -> list[str]:
-        lines = (tmp_path / "audit-0.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (tmp_path / "audit-0.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line)["outcome"] for line in lines if json.loads(line)["event"] == "call"]
 
     await until(lambda: outcomes() == ["tool_error", "tool_not_found"], what="the audit log")

@@ -63,7 +63,10 @@ def sockets_of(gateway: LiveGateway) -> list[GatewaySocket]:
     """Every open socket of a gateway."""
     services = gateway.services
     return [
-        each for each in gc.get_objects() if isinstance(each, GatewaySocket) and each.services is services
+        each
+        for each in gc.get_objects()
+        # isinstance would ask a proxy for its class, whose object may be gone.
+        if issubclass(type(each), GatewaySocket) and each.services is services
     ]
 
 

@@ -320,7 +320,10 @@ async def test_a_linked_subject_is_that_user_and_goes_with_them(
         assert await before.closed() == 3503
         after = await SocketClient.connect(gateway.socket_url, token=token)
         assert (await after.receive())["data"]["user"] == "ann"
-        assert any(line["what"].get("action") == "users.linked" for line in audited(gateway))
+        await until(
+            lambda: any(line["what"].get("action") == "users.linked" for line in audited(gateway)),
+            what="the line of the link",
+        )
         await access.accounts.set_disabled("ann", True, by=BY)
         assert (await after.receive())["type"] == "disconnect"
         assert await after.closed() == 3503

@@ -212,7 +212,7 @@ async def test_behind_tls_what_waits_is_bounded_and_who_takes_nothing_is_closed_
     gateway = await slow_gateway(
         start_gateway,
         tmp_path,
-        websocket__write_timeout=0.4,
+        websocket__write_timeout=1.5,  # the flood has to be over before
         server__tls_certificate=str(certificate),
         server__tls_key=str(key),
     )

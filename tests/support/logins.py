@@ -46,6 +46,6 @@ async def log_in(gateway: LiveGateway, name: str = "ann", password: str = GOOD) 
 
 
 def audited(gateway: LiveGateway) -> list[dict[str, Any]]:
-    """What the audit log has."""
+    """What the audit log has; the last line may be half written still."""
     file: Path = gateway.services.config.audit.file
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
