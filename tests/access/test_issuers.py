@@ -431,7 +431,7 @@ async def test_nothing_is_fetched_for_a_token_that_does_not_hold_in_any_case(
 async def test_an_issuer_that_answers_wrongly_is_at_fault_and_what_was_known_holds(
     provider: OpenIdProvider, path: str, how: dict[str, Any], reason: str
 ) -> None:
-    issuer = only(trusting(company(provider), fetch_timeout=0.5))
+    issuer = only(trusting(company(provider), fetch_timeout=0.5 if "delayMs" in how else 5.0))
     await issuer.refresh()
     with provider.answering(path, **how), pytest.raises(IssuerFault) as fault:
         await issuer.refresh()
@@ -478,7 +478,7 @@ async def test_whatever_holds_a_fetch_up_is_a_fault_in_time_and_no_second_one_be
     begun: list[str] = []
     read = issuers_module._read
     monkeypatch.setattr(issuers_module, "_read", slowly)
-    issuers = trusting(company(provider), fetch_timeout=0.1, keys_wait=1.0)
+    issuers = trusting(company(provider), fetch_timeout=0.4, keys_wait=1.0)
     issuer = only(issuers)
     keeping = asyncio.create_task(issuers.keep_fresh())
     with pytest.raises(IssuerFault, match="in time"):

@@ -77,7 +77,7 @@ def test_call_shows_progress_and_logs_on_stderr_and_the_result_on_stdout(
 
 
 def test_call_draws_a_bar_on_a_terminal_and_json_on_several_lines(progress_gateway: GatewayProcess) -> None:
-    shown = on_terminal("call", "progress", "count", "steps=3", "pause=0.15", *on(progress_gateway))
+    shown = on_terminal("call", "progress", "count", "steps=3", "pause=0.4", *on(progress_gateway))
     assert "━" in shown
     assert "step 2" in shown
     assert "[info] counter: counted 3" in shown
