@@ -52,7 +52,7 @@ async def test_seven_servers_are_ready_as_fast_as_without_the_eighth_that_never_
                 configuration=seven + table.replace("{port}", str(port)), wait_for_servers=False
             )
             took = await seconds_until_ready(gateway)
-            assert took < 2 * without + 0.5, f"{took:.2f} s where it {what}, {without:.2f} s without it"
+            assert took < 2 * without + 2, f"{took:.2f} s where it {what}, {without:.2f} s without it"
             async with connected(gateway) as client:
                 for name in HEALTHY:
                     assert await text_of(client, name, "echo", call_id=name) == "{}"

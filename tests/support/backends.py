@@ -138,7 +138,11 @@ async def serving(
     try:
         server.start()
         if wait:
-            await until(lambda: server.state.takes_calls or definition.lazy, what="readiness")
+            # One that stops when it is idle may have been ready, and be gone again, before this looks.
+            await until(
+                lambda: server.state.takes_calls or server.offer is not None or definition.lazy,
+                what="readiness",
+            )
         yield server
     finally:
         await server.close()
