@@ -424,8 +424,9 @@ class LogFile(RotatingFileHandler):
             return False
 
     def _open_again(self) -> None:
-        if self.stream is not None:
-            self.stream.close()
+        stream, self.stream = self.stream, None  # one that is closed would be written to where opening fails
+        if stream is not None:
+            stream.close()
         self.stream = self._open()
 
 
