@@ -409,13 +409,16 @@ class LogFile(RotatingFileHandler):
     def _rotate(self) -> None:
         """Rotate the file; of several processes that write it, one does so."""
         assert self.stream is not None, "it is open whenever something is appended"  # noqa: S101
-        descriptor = self.stream.fileno()
-        # Goes with the open file, and so with what the rotation closes.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if self._is_at_its_place(os.fstat(descriptor)):
-            self.doRollover()
-        else:
-            self._open_again()
+        # The rotation closes the file before it renames it; the lock goes with the last descriptor.
+        locked = os.dup(self.stream.fileno())
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            if self._is_at_its_place(os.fstat(locked)):
+                self.doRollover()
+            else:
+                self._open_again()
+        finally:
+            os.close(locked)
 
     def _is_at_its_place(self, status: os.stat_result) -> bool:
         try:
@@ -424,8 +427,9 @@ class LogFile(RotatingFileHandler):
             return False
 
     def _open_again(self) -> None:
-        if self.stream is not None:
-            self.stream.close()
+        stream, self.stream = self.stream, None  # one that is closed would be written to where opening fails
+        if stream is not None:
+            stream.close()
         self.stream = self._open()
 
 

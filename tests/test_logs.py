@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -466,6 +467,31 @@ def test_a_file_that_was_removed_is_made_again(log_path: Path) -> None:
         log_event(LOGGER, logging.INFO, "second")
     assert log_path.read_text().endswith(" second\n")
     assert handle.lost == 0
+
+
+def test_a_folder_that_was_removed_costs_the_lines_until_it_is_there_again(log_path: Path) -> None:
+    with open_log(log_path) as handle:
+        log_event(LOGGER, logging.INFO, "first")
+        wait_until(lambda: log_path.stat().st_size > 0)
+        shutil.rmtree(log_path.parent)
+        log_event(LOGGER, logging.INFO, "nowhere")
+        wait_until(lambda: handle.lost == 1)
+        log_event(LOGGER, logging.INFO, "nowhere")
+        wait_until(lambda: handle.lost == 2)
+        log_path.parent.mkdir()
+        log_event(LOGGER, logging.INFO, "second")
+    lines = log_path.read_text().splitlines()
+    assert lines[0].endswith(" second")
+    assert "lines_lost count=2" in lines[1]
+
+
+def test_a_log_whose_folder_is_gone_comes_to_its_end(log_path: Path) -> None:
+    with open_log(log_path) as handle:
+        log_event(LOGGER, logging.INFO, "first")
+        wait_until(lambda: log_path.stat().st_size > 0)
+        shutil.rmtree(log_path.parent)
+        log_event(LOGGER, logging.INFO, "nowhere")
+    assert handle.lost == 1
 
 
 def test_lines_are_added_to_the_file_of_an_earlier_start(log_path: Path) -> None:

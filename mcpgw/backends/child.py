@@ -123,12 +123,13 @@ class Child:
             self._process.kill()
 
     def end(self) -> None:
-        """Kill the group of one that was not connected, and wait for its end."""
+        """Kill one that was not connected, its group and what has left that, and wait for its end."""
         self._close_files()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: the gateway waits for no such
             self._process.wait(_KILL_SECONDS)
+        processes.kill_family((), [self.mark])
 
     def tell_data(self, number: int, data: bytes) -> None:
         """Tell the protocol what came by a pipe, in the order of events; in the turn in which it was read."""

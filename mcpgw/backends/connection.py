@@ -8,6 +8,7 @@ sampling, roots) only where all that are open are one caller's; for it could be 
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -92,7 +93,7 @@ class Connection:
         self._tap = Tap(transport, listener.on_fault)
         self._direct: DirectDispatcher | None = None
         self._open: dict[_OpenRequest, float] = {}
-        self._abandoned: dict[Asker, float] = {}
+        self._abandoned: OrderedDict[Asker, float] = OrderedDict()
         self._listing = asyncio.Lock()
         self._revision: tuple[str, bool] | None = None
         self.client = Client(
@@ -323,7 +324,10 @@ class Connection:
 
     def _close_request(self, opened: _OpenRequest, *, abandoned: bool) -> None:
         if abandoned:
-            self._abandoned[opened.asker] = time.monotonic() + _ABANDONED
+            now = time.monotonic()
+            self._forget_abandoned(now)  # most servers never send what would be looked up here
+            self._abandoned[opened.asker] = now + _ABANDONED
+            self._abandoned.move_to_end(opened.asker)
         del self._open[opened]
         for question in opened.questions or ():
             question.cancel()
@@ -463,9 +467,14 @@ class Connection:
 
     def _abandoned_lately(self, but_by: Asker | None) -> bool:
         """Whether somebody gave up a request a moment ago, that what comes now may belong to."""
-        now = time.monotonic()
-        self._abandoned = {asker: until for asker, until in self._abandoned.items() if until > now}
-        return bool(self._abandoned.keys() - {but_by})
+        self._forget_abandoned(time.monotonic())
+        return len(self._abandoned) > (but_by in self._abandoned)
+
+    def _forget_abandoned(self, now: float) -> None:
+        """Forget who gave up a request long ago; they stand in the order of that."""
+        abandoned = self._abandoned
+        while abandoned and next(iter(abandoned.values())) <= now:
+            abandoned.popitem(last=False)
 
 
 class OpenToolCall:

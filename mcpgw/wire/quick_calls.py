@@ -82,15 +82,15 @@ def quick_call(text: str, *, max_depth: int) -> ToolCall | None:
 def _inner_members(params: Mapping[str, Any], max_depth: int) -> int | None:
     """How many members there are in `params` and below; None where they cannot be taken as they are."""
     members = len(params)
-    waiting: list[Any] | None = None
+    waiting: list[Any] = []
     for value in params.values():
         kind = type(value)
         if kind is int:
             if not -_LARGE <= value < _LARGE:
                 return None
         elif kind is dict or kind is list:
-            waiting = [value] if waiting is None else [*waiting, value]
-    if waiting is None:
+            waiting.append(value)
+    if not waiting:
         return members if max_depth > 0 else None
     if is_deeper_than(params, max_depth):
         return None

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from mcp.client.stdio import get_default_environment
@@ -165,6 +166,23 @@ def test_a_process_that_was_started_ahead_is_taken_once_and_what_nobody_takes_is
             child.end()
     finally:
         reaper.close()
+
+
+def test_what_has_left_the_group_of_a_process_that_nobody_takes_is_ended_too(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    leaves = (
+        "import os, subprocess, sys, time\n"
+        "left = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        f"with open({str(note)!r}, 'w') as note: note.write(f'{{left.pid}}.')\n"
+        "time.sleep(60)"
+    )
+    reaper = ProcessReaper()
+    try:
+        reaper.start_ahead([python(leaves)])
+        wait_until(lambda: note.exists() and note.read_text().endswith("."), seconds=5, what="its process")
+    finally:
+        reaper.close()
+    wait_until(lambda: not alive(int(note.read_text()[:-1])), seconds=3, what="the end of what has left")
 
 
 BEFORE_THE_SDK = """

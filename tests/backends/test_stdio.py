@@ -14,6 +14,7 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from mcpgw.backends.reaper import ProcessReaper
+from mcpgw.backends.requests import Asker
 from mcpgw.backends.stdio import StdioTransport
 from mcpgw.errors import OutcomeUnknown, ServerUnavailable, TooLarge, ToolExecutionError
 from mcpgw.server_definitions import ServerDefinition
@@ -121,6 +122,25 @@ async def test_what_is_logged_soon_after_a_call_was_cancelled_goes_to_no_other_c
             await abandoned
         await call(backend, "log", heard=heard)
         assert heard.logs == []
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_who_cancelled_a_call_is_not_remembered_for_longer_than_it_matters(
+    io_loop: IOLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcpgw.backends.connection._ABANDONED", 0.0)
+    async with running(scripted()) as [backend]:
+        for number in range(20):
+            asker = Asker("ann", f"connection {number}")
+            calling = backend.call_tool("never", {}, observer=Heard(), asker=asker)
+            abandoned = asyncio.create_task(calling)
+            await asyncio.sleep(0)
+            abandoned.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await abandoned
+        connection = backend._connection
+        assert connection is not None
+        assert len(connection._abandoned) == 1
 
 
 @pytest.mark.gen_test(timeout=20)

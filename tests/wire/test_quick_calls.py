@@ -1,6 +1,7 @@
 """Calls that are read in one step: the same as in three, or not at all."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -122,6 +123,15 @@ def test_what_is_refused_or_has_to_be_looked_at_is_not_read_in_one_step(text: st
 def test_an_ordinary_call_is_read_in_one_step(more: dict[str, Any]) -> None:
     call = CALL | {"data": {"serverId": "s", "toolName": "t", **more}, "timestamp": 1640995200000}
     assert assert_same(json.dumps(call)) is not None
+
+
+@pytest.mark.parametrize("value", [[], {}, [[]], ":", 1])
+def test_reading_takes_time_by_the_length_of_a_call_and_not_by_its_square(value: object) -> None:
+    params = {f"{number:x}": value for number in range(90_000)}
+    text = json.dumps(CALL | {"data": {"serverId": "s", "toolName": "t", "params": params}})
+    began = time.process_time()
+    assert quick_call(text, max_depth=64) is not None
+    assert time.process_time() - began < 1
 
 
 def test_the_bounds_of_a_call_are_those_of_the_published_schema() -> None:
