@@ -187,7 +187,8 @@ class Services:
                 break
         else:
             number = worker_of_ticket(ticket) if ticket else None
-            home = number if number in self.peers.present else self.peers.home_of(network_of(remote))
+            is_there = number == self.peers.number or number in self.peers.present
+            home = number if is_there else self.peers.home_of(network_of(remote))
         return None if home == self.peers.number else home
 
     def take_ticket(self, ticket: str, purpose: Purpose) -> tuple[Principal | None, AuthFailed | None]:
