@@ -7,6 +7,7 @@ this worker goes on to encrypt what passes through the other.
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
-from mcpgw.workers.handed_over import ENCODE, HandedOver
+from mcpgw.workers.handed_over import ENCODE, NO_PLACE, HandedOver
 
 from .passing_on import PassedOn, PassingOn
 from .request_tokens import ticket_of, tokens_of
@@ -37,18 +38,24 @@ where it belongs here.
 
 _CHUNK = 65536
 _END_OF_HEAD = b"\r\n\r\n"
+_SWITCHING = b"HTTP/1.1 101 "
+_TAKING_TICKETS = frozenset({"/ws", "/api/v1/ws", "/api/v1/events", "/api/v1/sse"})
+_STALLED_SECONDS = 10.0
+"""How long one side may take nothing of what the other has left when it ended."""
 
 
 class AdoptedStream(IOStream):
     """A connection that another worker has handed over; what that one had received of it is read first.
 
     Where the request was answered there already, the head of the answer is made again here, and thrown away.
+    One that is refused here is a WebSocket all the same: its client is sent a close frame, and no HTTP.
     """
 
     def __init__(self, sock: socket.socket, told: HandedOver, *, max_buffer_size: int) -> None:
         super().__init__(sock, max_buffer_size=max_buffer_size)
         self._received = told.received
         self._head_to_skip = bytearray() if told.client_id else None
+        self._is_refused = False
         self.client_id = told.client_id
         self.remote = told.remote
         self.scheme = told.scheme
@@ -57,26 +64,34 @@ class AdoptedStream(IOStream):
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """See `BaseIOStream.read_from_fd`."""
-        if not self._received:
-            return super().read_from_fd(buf)
+        return self.read_handed_over(buf) if self._received else super().read_from_fd(buf)
+
+    def read_handed_over(self, buf: bytearray | memoryview) -> int | None:
+        """As `read_from_fd`, of what the other worker had received alone; None where that is read."""
         size = min(len(buf), len(self._received))
         buf[:size] = self._received[:size]
         self._received = self._received[size:]
-        return size
+        return size or None
 
     def write_to_fd(self, data: memoryview) -> int:
         """See `BaseIOStream.write_to_fd`."""
+        size = len(data)
+        if self._is_refused:
+            data.release()
+            return size
         if self._head_to_skip is None:
             return super().write_to_fd(data)
-        size = len(data)
         self._head_to_skip += data
         data.release()
         end = self._head_to_skip.find(_END_OF_HEAD)
         if end < 0:
             return size
         behind = len(self._head_to_skip) - end - len(_END_OF_HEAD)
+        if not self._head_to_skip.startswith(_SWITCHING):
+            self._is_refused = True
+            super().write_to_fd(memoryview(NO_PLACE))
         self._head_to_skip = None
-        return size - behind
+        return size if self._is_refused else size - behind
 
 
 class HomedRequests(PassingOn):
@@ -116,7 +131,10 @@ class _HomedRequest(PassedOn):
     ) -> Awaitable[None] | None:
         assert isinstance(start_line, RequestStartLine), "a server receives requests"  # noqa: S101
         context = self._connection.context
-        home = self._home_of(tuple(tokens_of(headers)), ticket_of(start_line.path), context.remote_ip)
+        # Elsewhere a ticket is none: whoever proves nothing is not to choose who counts their requests.
+        takes_ticket = start_line.method == "GET" and start_line.path.partition("?")[0] in _TAKING_TICKETS
+        ticket = ticket_of(start_line.path) if takes_ticket else ""
+        home = self._home_of(tuple(tokens_of(headers)), ticket, context.remote_ip)
         if home is None:
             return self._inner.headers_received(start_line, headers)
         peer = context.address[0] if context.address else context.remote_ip
@@ -129,9 +147,9 @@ class _HomedRequest(PassedOn):
 
 
 def head_of(start_line: RequestStartLine, headers: HTTPHeaders) -> bytes:
-    """The head of a request as it goes over the wire (RFC 9112 section 2.1)."""
+    """The head of a request as it goes over the wire (RFC 9112 section 2.1), no longer than it came."""
     lines = [f"{start_line.method} {start_line.path} {start_line.version}"]
-    lines += [f"{name}: {value}" for name, value in headers.get_all()]
+    lines += [f"{name}:{value}" for name, value in headers.get_all()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
@@ -144,15 +162,30 @@ class Unread:
 
 
 def unread(stream: IOStream) -> Unread:
-    """Take all that a stream has; nobody else may read it any more."""
+    """Take all that a stream has; nobody else may read it any more.
+
+    What still waits in its socket goes with that: a client who sends faster than this reads would else keep
+    this process here, and fill its memory.
+    """
+    if stream.reading():
+        return Unread(b"")
+    source = cast("Any", stream)
+    source.read_from_fd = stream.read_handed_over if isinstance(stream, AdoptedStream) else _read_nothing
     pieces: list[bytes] = []
-    with suppress(StreamClosedError):
-        while not stream.reading():
-            reading = cast("asyncio.Future[bytes]", stream.read_bytes(_CHUNK, partial=True))
-            if not reading.done():
-                return Unread(b"".join(pieces), reading)
-            pieces.append(reading.result())
+    try:
+        with suppress(StreamClosedError):
+            while True:
+                reading = cast("asyncio.Future[bytes]", stream.read_bytes(_CHUNK, partial=True))
+                if not reading.done():
+                    return Unread(b"".join(pieces), reading)
+                pieces.append(reading.result())
+    finally:
+        del source.read_from_fd
     return Unread(b"".join(pieces))
+
+
+def _read_nothing(_: bytearray | memoryview) -> None:
+    """There is nothing to read for now; see `BaseIOStream.read_from_fd`."""
 
 
 def scheme_of(stream: IOStream) -> str:
@@ -185,10 +218,19 @@ def give_away(
         finally:
             stream.close()
         return
-    own, its = socket.socketpair()
-    with its:
-        hand_over(home, body, its.fileno())
+    try:
+        own, its = socket.socketpair()
+    except OSError:
+        stream.close()
+        raise
     plain = IOStream(own)
+    with its:
+        try:
+            hand_over(home, body, its.fileno())
+        except OSError:
+            plain.close()
+            stream.close()
+            raise
     for passing in (_pass_on(stream, plain, waiting), _pass_on(plain, stream)):
         task = asyncio.create_task(passing, name="encryption")
         _PASSING_ON.add(task)
@@ -198,7 +240,13 @@ def give_away(
 _PASSING_ON: set[asyncio.Task[None]] = set()
 
 
-def _look_away(reading: "asyncio.Future[bytes]") -> None:
+async def until_passed_on() -> None:
+    """Wait until nothing is encrypted on behalf of another worker any more."""
+    while _PASSING_ON:
+        await asyncio.wait(_PASSING_ON)
+
+
+def _look_away(reading: "asyncio.Future[Any]") -> None:
     """Nobody is told that what was waited for never came."""
     if not reading.cancelled():
         reading.exception()
@@ -210,8 +258,32 @@ async def _pass_on(
     """Write what is read, no faster than it is taken, until one side ends; then the other does."""
     with suppress(StreamClosedError):
         if waiting is not None:
-            await target.write(await waiting)
+            await _write(target, await waiting, source)
         while True:
-            await target.write(await source.read_bytes(_CHUNK, partial=True))
+            await _write(target, await source.read_bytes(_CHUNK, partial=True), source)
     target.close()
     source.close()
+
+
+async def _write(target: IOStream, data: bytes, source: IOStream) -> None:
+    """Write, and do not wait for ever for one who takes nothing when the source has ended.
+
+    Raises:
+        StreamClosedError: the target is closed, or takes nothing, and the source has ended.
+    """
+    writing = target.write(data)
+    while not writing.done():
+        await asyncio.wait({writing}, timeout=_STALLED_SECONDS)
+        if not writing.done() and _has_ended(source):
+            writing.add_done_callback(_look_away)
+            raise StreamClosedError
+    await writing
+
+
+def _has_ended(stream: IOStream) -> bool:
+    """Whether the other side of a socket is gone, whatever of its bytes still waits to be read."""
+    if stream.closed():
+        return True
+    poll = select.poll()
+    poll.register(stream.socket.fileno(), 0)
+    return bool(poll.poll(0))

@@ -132,6 +132,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         "_fragments",
         "_has_begun",
         "_input",
+        "_is_let_go",
         "_last_write",
         "_opcode",
         "_ping_due",
@@ -165,6 +166,7 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         self._discard: asyncio.Task[None] | None = None
         self._failing = False
         self._has_begun = False
+        self._is_let_go = False
         self._last_write: asyncio.Future[None] | None = None
         self.writer: FrameWriter | None = None
         """Who writes to the stream past this, where somebody does; let go when the close frame is written."""
@@ -200,7 +202,8 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         if self.writer is not None:
             self.writer.closing()
             self.writer = None
-        super().close(code, reason)
+        if not self._is_let_go:
+            super().close(code, reason)
 
     def start_pinging(self) -> None:
         """Ping in every interval, where there is one."""
@@ -371,6 +374,13 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         rest = unread(self.stream)
         return Unread(begun + waiting + rest.received, reading or rest.waiting)
 
+    def let_go(self) -> None:
+        """The stream belongs to somebody else now: nothing is read, written or closed here any more."""
+        self._is_let_go = self.client_terminated = self.server_terminated = True
+        self._input = None
+        self.close()
+        self.handler.on_ws_connection_close(None, None)
+
     def _end_reading(self) -> None:
         self._input = None
         if not self.client_terminated:
@@ -447,6 +457,8 @@ class GatewayWebSocketProtocol(WebSocketProtocol13):
         self._abort()
 
     def _abort(self) -> None:
+        if self._is_let_go:
+            return
         if not self._failing or self.stream.closed():
             super()._abort()
         elif self._discard is None:

@@ -434,7 +434,9 @@ class GatewaySocket(BareSocket):
         )
         peers = self.services.peers
         assert isinstance(peers, Membership), "alone, everybody is at home here"  # noqa: S101
+        stream.set_close_callback(None)
         give_away(stream, home, told, peers.hand_over, rest.waiting)
+        self._protocol.let_go()
 
     def identify(self, user: str) -> str | None:
         """Count the connection as `user`'s; answers why it is one too many where it is."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from handlers.base import NotFoundHandler
     from handlers.body_limit import LimitedBodies
     from handlers.forwarding import ForwardedRequests
-    from handlers.handing_over import AdoptedStream, HomedRequests
+    from handlers.handing_over import AdoptedStream, HomedRequests, until_passed_on
     from handlers.published_keys import KeyedRequests
     from handlers.routes import ROUTES
     from mcpgw.tls import Certificate
@@ -43,7 +43,7 @@ else:
     from mcpgw.handlers.base import NotFoundHandler
     from mcpgw.handlers.body_limit import LimitedBodies
     from mcpgw.handlers.forwarding import ForwardedRequests
-    from mcpgw.handlers.handing_over import AdoptedStream, HomedRequests
+    from mcpgw.handlers.handing_over import AdoptedStream, HomedRequests, until_passed_on
     from mcpgw.handlers.published_keys import KeyedRequests
     from mcpgw.handlers.routes import ROUTES
 
@@ -385,10 +385,11 @@ async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -
     loop = asyncio.get_running_loop()
     log_event(_LOGGER, logging.INFO, "draining", connections=len(services.hub))
     drain_timeout = services.config.server.drain_timeout
+    deadline = loop.time() + drain_timeout
     services.gateway.begin_draining(drain_timeout)
     services.bus.publish("gateway.draining", {"state": "draining"})
     server.stop()
-    drained = asyncio.create_task(_drained(services, loop.time() + drain_timeout))
+    drained = asyncio.create_task(_drained(services, deadline))
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
@@ -403,6 +404,18 @@ async def _drain(server: HTTPServer, services: Services, hurry: asyncio.Event) -
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await ended
+    # Last of all: two workers may each encrypt what the other serves, and would wait for each other.
+    await _passed_on(max(deadline - loop.time(), _CLOSE_SECONDS), hurry)
+
+
+async def _passed_on(seconds: float, hurry: asyncio.Event) -> None:
+    """Encrypt for other workers until they have said goodbye; not for long where there is a hurry."""
+    passed_on, hurried = asyncio.create_task(until_passed_on()), asyncio.create_task(hurry.wait())
+    await asyncio.wait({passed_on, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if hurried.done():
+        await asyncio.wait({passed_on}, timeout=_CLOSE_SECONDS)
+    for task in (passed_on, hurried):
+        task.cancel()
 
 
 async def _drained(services: Services, deadline: float) -> None:

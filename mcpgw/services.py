@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from mcpgw.access.callers import Caller
 from mcpgw.access.configured import configured_tokens
@@ -187,7 +187,8 @@ class Services:
                 break
         else:
             number = worker_of_ticket(ticket) if ticket else None
-            home = number if number in self.peers.present else self.peers.home_of(network_of(remote))
+            is_there = number == self.peers.number or number in self.peers.present
+            home = number if is_there else self.peers.home_of(network_of(remote))
         return None if home == self.peers.number else home
 
     def take_ticket(self, ticket: str, purpose: Purpose) -> tuple[Principal | None, AuthFailed | None]:
@@ -252,10 +253,29 @@ def _review(judge: Judge, hub: Hub, sessions: SessionStore, mcp: McpEntrance) ->
     mcp.review(judge)
 
 
-def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
+@asynccontextmanager
+async def _told_rooms(access: AccessService, rooms: Rooms, peers: Peers) -> AsyncIterator[None]:
+    """Inside the block, tell what is new in rooms whenever it is for this worker to tell.
+
+    At the end it may be that for a moment, when all others have ended: nothing is read for that any more.
+    """
+    telling: set[asyncio.Task[None]] = set()
+    is_over = False
+
+    def begin(_: int) -> None:
+        if not is_over:
+            task = asyncio.create_task(_tell_rooms(access, rooms))
+            telling.add(task)
+            task.add_done_callback(telling.discard)
+
+    peers.on_speaker(begin)
+    try:
+        yield
+    finally:
+        is_over = True
+        for task in tuple(telling):
+            task.cancel()
+        await asyncio.gather(*telling, return_exceptions=True)
 
 
 async def _tell_rooms(access: AccessService, rooms: Rooms) -> None:
@@ -492,10 +512,9 @@ async def _built(
                     max_rooms=config.rooms.max_open,
                     peers=peers,
                 )
-                telling: set[asyncio.Task[None]] = set()
-                peers.on_speaker(lambda _: _keep(telling, _tell_rooms(access, rooms)))
                 try:
                     async with (
+                        _told_rooms(access, rooms, peers),
                         _watched(configuration, stored.seen),
                         _followed(peers, administration, configuration),
                         running_access(access, tidy_interval=config.server.sweep_interval),

@@ -1,6 +1,10 @@
 """What one worker tells another of a client's connection that it hands over."""
 
+from typing import Final
+
 import msgspec
+
+from mcpgw.errors import CloseCode
 
 
 class HandedOver(msgspec.Struct, array_like=True):
@@ -20,3 +24,9 @@ class HandedOver(msgspec.Struct, array_like=True):
 
 ENCODE = msgspec.msgpack.Encoder().encode
 DECODE = msgspec.msgpack.Decoder(HandedOver).decode
+
+_REASON: Final = b"no place there"
+NO_PLACE: Final = bytes((0x88, 2 + len(_REASON))) + CloseCode.SHUTDOWN.to_bytes(2, "big") + _REASON
+"""What a WebSocket is sent that no worker takes: a close frame (RFC 6455 section 5.5.1) that has its client
+come back.
+"""

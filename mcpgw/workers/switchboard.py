@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from mcpgw.logs import log_event
+from mcpgw.workers.handed_over import DECODE, NO_PLACE
 from mcpgw.workers.link import Kind, Link
 from mcpgw.workers.membership import Welcome
 
@@ -120,8 +121,8 @@ class Switchboard:
         for number in list(self._links):
             self._links.pop(number).close()
         for held in self._held.values():
-            for _, descriptor in held:
-                _refuse(descriptor)
+            for body, descriptor in held:
+                _refuse(body, descriptor)
         self._held.clear()
 
     # --- what workers say ----------------------------------------------------------------------------------
@@ -172,17 +173,17 @@ class Switchboard:
             if self._links[to].waiting_descriptors < most:
                 self._pass_on(to, body, descriptor)
             else:  # it reads nothing
-                _refuse(descriptor)
+                _refuse(body, descriptor)
         elif 0 < to <= self._count and len(self._held.get(to, ())) < most:
             self._held.setdefault(to, []).append((body, descriptor))
         else:
-            _refuse(descriptor)
+            _refuse(body, descriptor)
 
     def _pass_on(self, to: int, body: bytes, descriptor: int) -> None:
         try:
             self._send(to, Kind.HAND_OVER, 0, body, descriptor)
         except OSError:
-            _refuse(descriptor)
+            _refuse(body, descriptor)
         else:
             os.close(descriptor)
 
@@ -208,11 +209,11 @@ class Switchboard:
             link.send(kind, worker, body, descriptor)
 
 
-def _refuse(descriptor: int) -> None:
+def _refuse(body: bytes, descriptor: int) -> None:
     """Tell a client to come back, as far as its connection takes a word at once, and close it."""
     with socket.socket(fileno=descriptor) as connection:
         connection.setblocking(False)
         try:
-            connection.send(_UNAVAILABLE)
+            connection.send(NO_PLACE if DECODE(body).client_id else _UNAVAILABLE)
         except OSError:
             return  # it is gone, or takes nothing
