@@ -231,7 +231,7 @@ def give_away(
             plain.close()
             stream.close()
             raise
-    for passing in (_pass_on(stream, plain, waiting), _pass_on(plain, stream)):
+    for passing in (pass_on(stream, plain, waiting), pass_on(plain, stream)):
         task = asyncio.create_task(passing, name="encryption")
         _PASSING_ON.add(task)
         task.add_done_callback(_PASSING_ON.discard)
@@ -252,9 +252,7 @@ def _look_away(reading: "asyncio.Future[Any]") -> None:
         reading.exception()
 
 
-async def _pass_on(
-    source: IOStream, target: IOStream, waiting: "asyncio.Future[bytes] | None" = None
-) -> None:
+async def pass_on(source: IOStream, target: IOStream, waiting: "asyncio.Future[bytes] | None" = None) -> None:
     """Write what is read, no faster than it is taken, until one side ends; then the other does."""
     with suppress(StreamClosedError):
         if waiting is not None:

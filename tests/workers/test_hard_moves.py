@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tornado.iostream import IOStream
 
-from handlers.handing_over import _pass_on
 from tests.support.certificates import Authority
 from tests.support.gateway_process import GatewayProcess
 from tests.support.raw_socket import TEXT, RawSocket, frame_bytes
@@ -23,6 +23,11 @@ from tests.support.socket_client import SocketClient, tool_call
 from tests.support.waiting import until
 from tests.workers.homes import user_of
 from tests.workers.test_handing_over import bearer, started, worker_pids
+
+if TYPE_CHECKING:
+    from handlers.handing_over import pass_on
+else:
+    from mcpgw.handlers.handing_over import pass_on
 
 FIRST, SECOND = user_of(1), user_of(2)
 CLOSE = 8
@@ -212,7 +217,7 @@ async def test_a_client_who_reads_nothing_is_let_go_when_its_home_has_ended(
     (here, home), (mine, client) = socket.socketpair(), socket.socketpair()
     source, target = IOStream(here), IOStream(mine)
     with home, client:
-        passing = asyncio.create_task(_pass_on(source, target))
+        passing = asyncio.create_task(pass_on(source, target))
         home.setblocking(False)
         with suppress(BlockingIOError):
             while True:
