@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# How many processes run the tests side by side. Most tests wait more than they compute: two more than there are
-# cores, and never more than ten.
-WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 2 : 10)))
+# How many processes run the tests side by side. Most tests wait more than they compute: three more than there are
+# cores, and never more than eleven.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 3 : 11)))
 
 # The version of the Python that was given or, without one, of what is installed already, else of python3. It is
 # part of a stamp's name, so that another Python means another installation.
