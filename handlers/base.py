@@ -27,6 +27,7 @@ from mcpgw.wire import strict_json
 from mcpgw.wire.validation import definition_checker, require
 
 from .hosts import host_is_allowed, is_foreign_request, origin_is_allowed, origin_is_listed
+from .request_tokens import bearer_token
 from .security_headers import SECURITY_HEADERS, transport_security
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 426: "upgrade_required"}
@@ -149,9 +150,8 @@ class BaseHandler(RequestHandler):
             raise PermissionDenied("a page of another site may not load this")
 
     def bearer_token(self) -> str | None:
-        """The token of ``Authorization: Bearer …`` (RFC 6750 section 2.1), where there is one."""
-        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+        """The token of the request's header, where there is one."""
+        return bearer_token(self.request.headers)
 
     def allowed_request_headers(self) -> str:
         """The headers that a page of a listed origin may send."""

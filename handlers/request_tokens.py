@@ -6,19 +6,29 @@ from urllib.parse import parse_qs
 from tornado.httputil import HTTPHeaders
 
 _SUBPROTOCOL = "bearer."
-_MOST_TOKENS = 4
+
+
+def bearer_token(headers: HTTPHeaders) -> str | None:
+    """The token of ``Authorization: Bearer …`` (RFC 6750 section 2.1), where there is one."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def subprotocol_token(headers: HTTPHeaders) -> str | None:
+    """The token that a browser's WebSocket offers as a subprotocol, where there is one."""
+    offered = headers.get("Sec-WebSocket-Protocol", "")
+    if _SUBPROTOCOL in offered:
+        for name in map(str.strip, offered.split(",")):
+            if name.startswith(_SUBPROTOCOL):
+                return name.removeprefix(_SUBPROTOCOL)
+    return None
 
 
 def tokens_of(headers: HTTPHeaders) -> Iterator[str]:
     """The tokens of its header, and of its WebSocket subprotocols."""
-    scheme, _, token = headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        yield token.strip()
-    offered = headers.get("Sec-WebSocket-Protocol", "")
-    if _SUBPROTOCOL in offered:
-        for name in map(str.strip, offered.split(",", _MOST_TOKENS)):
-            if name.startswith(_SUBPROTOCOL):
-                yield name.removeprefix(_SUBPROTOCOL)
+    for token in (bearer_token(headers), subprotocol_token(headers)):
+        if token is not None:
+            yield token
 
 
 def ticket_of(path: str) -> str:

@@ -30,10 +30,10 @@ from .base import BaseHandler, client_user_agent
 from .frame_encoding import COMPRESSION_LEVEL, MEMORY_LEVEL
 from .handing_over import AdoptedStream, give_away, head_of, scheme_of
 from .liveness import Taking
+from .request_tokens import subprotocol_token
 from .socket_writer import SocketWriter
 from .websocket_protocol import GatewayWebSocketProtocol, text_message
 
-_BEARER = "bearer."
 _KEY_BYTES = 16
 _FRAMES_WITHOUT_PAUSE = 32
 _HANDSHAKE_ALONE = (
@@ -217,7 +217,7 @@ class GatewaySocket(BareSocket):
         self.refuse_while_draining()
         if self.request.method == "GET":
             self.check_handshake()
-        token = self._subprotocol_token()
+        token = subprotocol_token(self.request.headers)
         if self.principal is None and self.refused is None and token is not None:
             self.credentials = "subprotocol"
             self.principal, self.refused = self.services.authenticate(token)
@@ -497,13 +497,6 @@ class GatewaySocket(BareSocket):
         super().close(None if code is None else int(code), reason)
         if self._place is not None and not self._place.leave() and self._protocol is not None:
             self._protocol.stream.close()  # so many of this user's are being closed: no time for goodbyes
-
-    def _subprotocol_token(self) -> str | None:
-        offered = self.request.headers.get("Sec-WebSocket-Protocol", "")
-        for name in map(str.strip, offered.split(",")):
-            if name.startswith(_BEARER):
-                return name.removeprefix(_BEARER)
-        return None
 
 
 class ProtectedSocket(GatewaySocket):
