@@ -213,7 +213,7 @@ async def test_at_the_end_an_encrypted_connection_is_kept_until_its_home_has_sai
 async def test_a_client_who_reads_nothing_is_let_go_when_its_home_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("handlers.handing_over._STALLED_SECONDS", 0.1)
+    monkeypatch.setattr("mcpgw.handlers.handing_over._STALLED_SECONDS", 0.1)
     (here, home), (mine, client) = socket.socketpair(), socket.socketpair()
     source, target = IOStream(here), IOStream(mine)
     with home, client:
