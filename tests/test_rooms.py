@@ -1,6 +1,5 @@
 """Who is in a room, and who is told."""
 
-import time
 from typing import Any
 
 import pytest
@@ -10,8 +9,9 @@ from mcpgw.access.tokens import Principal
 from mcpgw.bus import LocalBus
 from mcpgw.errors import PermissionDenied
 from mcpgw.rooms import Rooms
-from mcpgw.store import OpenRoom, StoredRoom
+from mcpgw.store import OpenRoom
 from mcpgw.wire.events import Event
+from tests.support.rooms import of_guests
 from tests.support.schemas import assert_valid_event
 
 
@@ -78,26 +78,6 @@ def test_of_a_very_full_room_the_newest_members_are_told() -> None:
         rooms.join("room:full", f"c-{number}", "ann")
     present = rooms.present("room:full")
     assert (len(present), present[0]["clientId"], present[-1]["clientId"]) == (500, "c-100", "c-599")
-
-
-def of_guests(**members: Any) -> OpenRoom:
-    """A room of the host `tess`."""
-    ends_at = round(time.time() * 1000) + members.pop("seconds", 60) * 1000
-    stored = StoredRoom(
-        id="1",
-        name="ops",
-        host="tess",
-        scopes=("tools:call",),
-        quota_calls=5,
-        quota_ms=10_000,
-        max_guests=9,
-        code_hash="",
-        created_by="tess",
-        created_at=0,
-        ends_at=ends_at,
-        frozen=members.pop("frozen", False),
-    )
-    return OpenRoom(stored, **members)
 
 
 def test_what_a_host_does_is_told_in_the_room_once() -> None:

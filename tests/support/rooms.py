@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcpgw.store import OpenRoom, StoredRoom
 from tests.conftest import LiveGateway
 from tests.support.logins import send
 from tests.support.socket_client import Frame, SocketClient
@@ -93,3 +95,23 @@ def names(frames: Iterable[Frame], channel: str = "room:demo") -> list[str]:
     return [
         frame["type"] for frame in frames if frame["data"].get("channel", frame.get("channel")) == channel
     ]
+
+
+def of_guests(**members: Any) -> OpenRoom:
+    """A room of guests of the host `tess`, which ends in `seconds`."""
+    ends_at = round(time.time() * 1000) + members.pop("seconds", 60) * 1000
+    stored = StoredRoom(
+        id="1",
+        name="ops",
+        host="tess",
+        scopes=("tools:call",),
+        quota_calls=5,
+        quota_ms=10_000,
+        max_guests=9,
+        code_hash="",
+        created_by="tess",
+        created_at=0,
+        ends_at=ends_at,
+        frozen=members.pop("frozen", False),
+    )
+    return OpenRoom(stored, **members)

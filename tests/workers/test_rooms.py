@@ -1,6 +1,5 @@
 """Rooms whose members are in several workers: who is in them, and what is told in them once."""
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,9 +9,10 @@ import pytest
 
 from mcpgw.access.guest_names import guest_user
 from mcpgw.rooms import Rooms
-from mcpgw.store import OpenRoom, StoredRoom
+from mcpgw.store import OpenRoom
 from mcpgw.wire.events import Event
 from tests.support.gathering import Gathering, Member
+from tests.support.rooms import of_guests
 from tests.support.waiting import until
 
 OPS = "room:ops"
@@ -60,21 +60,7 @@ def workers(io_loop: object) -> Iterator[Workers]:
 
 
 def room(**members: Any) -> dict[str, OpenRoom]:
-    stored = StoredRoom(
-        id="1",
-        name="ops",
-        host="tess",
-        scopes=("tools:call",),
-        quota_calls=5,
-        quota_ms=10_000,
-        max_guests=9,
-        code_hash="",
-        created_by="tess",
-        created_at=0,
-        ends_at=round(time.time() * 1000) + 60_000,
-        frozen=members.pop("frozen", False),
-    )
-    return {"1": OpenRoom(stored, **members)}
+    return {"1": of_guests(**members)}
 
 
 @pytest.mark.gen_test
